@@ -1,0 +1,103 @@
+"""Job and attempt states, and the only transitions there are (docs/state_machine.md)."""
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job is. Cancel is a flag on the job until its attempt has ended."""
+
+    WAITING = "waiting"  # a job it depends on has not succeeded yet
+    QUEUED = "queued"  # ready; the scheduler may place it
+    RUNNING = "running"  # a worker holds its lease
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class AttemptState(StrEnum):
+    """Where one try of a job on one worker is. Its id is the fencing token."""
+
+    PLACED = "placed"  # given to a worker, not claimed yet
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"  # never claimed, or its lease ended
+
+
+JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.WAITING: frozenset({JobState.QUEUED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset(
+        {JobState.QUEUED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+    ),
+    JobState.SUCCEEDED: frozenset(),
+    # `retry` brings an ended job back; nothing else does.
+    JobState.FAILED: frozenset({JobState.QUEUED, JobState.WAITING}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED, JobState.WAITING}),
+}
+
+ATTEMPT_TRANSITIONS: dict[AttemptState, frozenset[AttemptState]] = {
+    AttemptState.PLACED: frozenset(
+        {AttemptState.RUNNING, AttemptState.CANCELLED, AttemptState.LOST}
+    ),
+    AttemptState.RUNNING: frozenset(
+        {
+            AttemptState.SUCCEEDED,
+            AttemptState.FAILED,
+            AttemptState.CANCELLED,
+            AttemptState.LOST,
+        }
+    ),
+    AttemptState.SUCCEEDED: frozenset(),
+    AttemptState.FAILED: frozenset(),
+    AttemptState.CANCELLED: frozenset(),
+    # A worker that comes back before its job went elsewhere is adopted again.
+    AttemptState.LOST: frozenset({AttemptState.RUNNING}),
+}
+
+JOB_ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+JOB_OPEN = frozenset(JobState) - JOB_ENDED
+ATTEMPT_LIVE = frozenset({AttemptState.PLACED, AttemptState.RUNNING})
+
+
+class Kind(StrEnum):
+    """What a job does. Each kind is one Celery task, ``espalier.<kind>``."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+    QUANTIZE = "quantize"
+    FUSE = "fuse"
+    EXPORT = "export"
+
+
+class ArtifactKind(StrEnum):
+    DATASET = "dataset"
+    MODEL = "model"
+    ADAPTER = "adapter"
+    GGUF = "gguf"
+    REPORT = "report"
+
+
+class Reason(StrEnum):
+    """Why an attempt or a job ended as it did; each has one meaning and one treatment."""
+
+    OK = "ok"
+    CANCELLED = "cancelled"  # by a person
+    UPSTREAM = "upstream"  # a job it depended on failed or was cancelled
+    BAD_INPUT = "bad_input"  # data, model or spec cannot work; not retried
+    PROOF_FAILED = "proof_failed"  # it ran, and what it made is not good enough; not retried
+    NAN_LOSS = "nan_loss"  # not retried
+    OUT_OF_MEMORY = "out_of_memory"
+    CODE_ERROR = "code_error"  # the engine raised; charged to max_attempts
+    KILLED = "killed"  # the child died by a signal it did not expect
+    LEASE_LOST = "lease_lost"  # the worker stopped reporting; not charged
+    UNCLAIMED = "unclaimed"  # the worker never claimed; not charged
+    WORKER_STOPPED = "worker_stopped"  # the worker was told to stop; not charged
+    INPUT_LOST = "input_lost"  # an input could not be fetched
+
+
+#: Failures of what was asked for: the same attempt would fail again.
+NOT_RETRIED = frozenset({Reason.BAD_INPUT, Reason.PROOF_FAILED, Reason.NAN_LOSS})
+#: Failures of machines: never charged to the user's ``max_attempts``.
+NOT_CHARGED = frozenset({Reason.LEASE_LOST, Reason.UNCLAIMED, Reason.WORKER_STOPPED})

@@ -1,0 +1,1 @@
+"""Alembic's migrations: one schema for SQLite and PostgreSQL."""

@@ -1,0 +1,154 @@
+"""What a worker is told and what it hands back: claim and finish."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from espalier.errors import Conflict, LeaseLost
+from espalier.messages import (
+    Assignment,
+    Checkpoint,
+    Claim,
+    FileEntry,
+    Finish,
+    Finished,
+    Input,
+    OutputManifest,
+)
+from espalier.settings import settings
+from espalier.specs import SPECS, parse
+from espalier.states import ArtifactKind, JobState, Kind
+from scheduler import jobs, models, registry
+from scheduler.blobs import Blobs
+from scheduler.models import Attempt, Job, JobInput, Version, Worker
+
+
+def claim(session: Session, worker: Worker, attempt_id: str, message: Claim) -> Assignment:
+    """Let the worker start its attempt; LeaseLost when there is nothing to claim (any more)."""
+    attempt = jobs.own_attempt(session, worker, attempt_id)
+    if worker.boot_id != message.boot_id:
+        raise LeaseLost(f"Worker {worker.name} was started again since: say hello first.")
+    if attempt.job.cancel_requested_at:
+        raise Conflict(f"Job {attempt.job_id} is being cancelled.")
+    resume = _resume(session, attempt.job)
+    if jobs.take(session, worker, attempt, message.boot_id):
+        attempt.resumed_from_step = resume.step if resume else None
+    return Assignment(
+        attempt_id=attempt.id,
+        attempt_number=attempt.number,
+        job_id=attempt.job_id,
+        kind=Kind(attempt.job.kind),
+        spec=parse(SPECS[Kind(attempt.job.kind)], attempt.job.spec),
+        inputs=tuple(_input(session, i) for i in attempt.job.inputs),
+        resume=resume,
+        lease_seconds=settings().lease_seconds,
+        report_seconds=settings().report_seconds,
+    )
+
+
+def _resume(session: Session, job: Job) -> Checkpoint | None:
+    newest = session.scalar(
+        select(models.Checkpoint)
+        .where(models.Checkpoint.job_id == job.id)
+        .order_by(models.Checkpoint.step.desc())
+        .limit(1)
+    )
+    if newest is None:
+        return None
+    return Checkpoint(step=newest.step, files=tuple(FileEntry(**f) for f in newest.files))
+
+
+def _input(session: Session, item: JobInput) -> Input:
+    if item.hub_repo:
+        return Input(
+            role=item.role,
+            ref=item.ref,
+            kind=jobs.ROLE_KIND[item.role],
+            commit="",
+            hub_repo=item.hub_repo,
+            hub_revision=item.hub_revision,
+        )
+    version = session.get_one(Version, item.version_id)
+    return Input(
+        role=item.role,
+        ref=registry.label(version),
+        kind=ArtifactKind(version.artifact.kind),
+        commit=version.commit,
+        files=tuple(FileEntry(path=f.path, sha256=f.sha256, size=f.size) for f in version.files),
+    )
+
+
+def finish(
+    session: Session, blobs: Blobs, worker: Worker, attempt_id: str, message: Finish
+) -> Finished:
+    """End an attempt: publish what it made, move its job on, in the caller's one transaction.
+
+    Refused with LeaseLost when the attempt is not this process's any more; a repeat of a finish
+    that was taken gets the same answer.
+    """
+    attempt = jobs.own_attempt(session, worker, attempt_id)
+    if attempt.boot_id == message.boot_id and attempt.state == message.state:
+        return _finished(attempt)
+    attempt = jobs.hold(session, worker, attempt_id, message.boot_id)
+    attempt.peak_memory_bytes = max(
+        filter(None, (attempt.peak_memory_bytes, message.peak_memory_bytes)), default=None
+    )
+    if message.state == "succeeded":
+        published = {o.role: _publish(session, blobs, attempt, o) for o in message.outputs}
+        session.flush()
+        session.refresh(attempt.job, ["outputs"])
+        jobs.succeed(session, attempt, published)
+    elif message.state == "cancelled":
+        jobs.stop(session, attempt)
+    else:
+        jobs.fail(session, attempt, message.reason, message.error)
+    session.flush()
+    return _finished(attempt)
+
+
+def _finished(attempt: Attempt) -> Finished:
+    outputs = {
+        str(v.role): registry.label(v) for v in attempt.job.outputs if v.attempt_id == attempt.id
+    }
+    return Finished(job_state=JobState(attempt.job.state), outputs=outputs)
+
+
+def _publish(session: Session, blobs: Blobs, attempt: Attempt, output: OutputManifest) -> str:
+    """Make the version. The main output has the job's name; others have theirs behind it."""
+    job = attempt.job
+    name = job.name.split("/")[1]
+    if output.role != output.kind:
+        name = f"{name}-{output.role}"
+    parents = [(i.role, i.version) for i in job.inputs if i.version is not None]
+    version = registry.publish(
+        session,
+        blobs,
+        project=job.project,
+        name=name,
+        kind=output.kind,
+        files=output.files,
+        meta={**output.meta, "worker": _provenance(attempt), "hub": _hub_inputs(job)},
+        parents=parents,
+        created_by=job.created_by,
+        job=job,
+        attempt_id=attempt.id,
+        role=output.role,
+    )
+    return registry.label(version)
+
+
+def _provenance(attempt: Attempt) -> dict[str, object]:
+    machine = attempt.worker.machine
+    return {
+        "name": attempt.worker.name,
+        "chip": machine.get("chip"),
+        "platform": machine.get("platform"),
+        "versions": machine.get("versions", {}),
+    }
+
+
+def _hub_inputs(job: Job) -> list[dict[str, str | None]]:
+    return [
+        {"role": i.role, "repo": i.hub_repo, "revision": i.hub_revision}
+        for i in job.inputs
+        if i.hub_repo
+    ]

@@ -1,0 +1,393 @@
+"""Blobs: verified bytes under their sha256, however they arrive.
+
+A blob's row exists only for bytes that were read back and had the right sha256 and size. Long
+work on the store is done outside of SQL transactions; what follows it is one short transaction.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import partial
+from threading import Lock
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from espalier.errors import InvalidInput, NotFound, TooLarge, Unavailable
+from espalier.settings import Settings
+from scheduler.db import Database, now
+from scheduler.models import Blob, Upload, UploadPart
+from scheduler.store.base import (
+    MAX_PARTS,
+    Driver,
+    Part,
+    Readable,
+    UploadLost,
+    blob_key,
+    staging_key,
+)
+
+#: Seconds that `complete` waits for a verification before it says "ask again"; clients wait 60.
+VERIFY_WAIT = 40.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """What a client needs to go on: ``upload_id`` is None when the blob is there already."""
+
+    upload_id: str | None
+    part_size: int
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Of one object: its sha256, its name as a git blob, its bytes."""
+
+    sha256: str
+    git_oid: str
+    size: int
+
+
+def digests(data: Iterable[bytes], size: int) -> Digests:
+    """Hash ``data`` in one pass; ``size`` is what git's header says it will be."""
+    sha256, found = hashlib.sha256(), 0
+    git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    for chunk in data:
+        sha256.update(chunk)
+        git.update(chunk)
+        found += len(chunk)
+    return Digests(sha256.hexdigest(), git.hexdigest(), found)
+
+
+class Blobs:
+    """The blobs of one store and the database that knows them."""
+
+    def __init__(self, driver: Driver, settings: Settings) -> None:
+        self.driver = driver
+        self._part_bytes = settings.part_bytes
+        self._max_bytes = settings.max_upload_bytes
+        self._verifying: dict[str, Future[None]] = {}
+        self._lock = Lock()
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="verify")
+
+    # --- What is there --------------------------------------------------------------------
+
+    def missing(self, session: Session, wanted: Iterable[tuple[str, int]]) -> list[str]:
+        """Return the sha256 of those (sha256, size) that must be uploaded.
+
+        The others are touched, so that garbage collection leaves them until they are published:
+        the caller commits. Raises InvalidInput for a malformed sha256 or another size.
+        """
+        sizes = {}
+        for sha256, size in wanted:
+            self._check(sha256, size)
+            sizes[sha256] = size
+        found = self.touch(session, sizes)
+        for sha256, blob in found.items():
+            if sizes[sha256] != blob.size:
+                raise _wrong_size(blob, sizes[sha256])
+        return [sha256 for sha256 in sizes if sha256 not in found]
+
+    def touch(self, session: Session, names: Iterable[str]) -> dict[str, Digests]:
+        """Renew those of the blobs that exist, and return them by sha256; the caller commits."""
+        found: dict[str, Digests] = {}
+        ordered = sorted(set(names))  # one order for all: no two callers wait for each other
+        for first in range(0, len(ordered), 1000):
+            rows = session.execute(
+                update(Blob)
+                .where(Blob.sha256.in_(ordered[first : first + 1000]))
+                .values(touched_at=now(session))
+                .returning(Blob.sha256, Blob.git_oid, Blob.size)
+                .execution_options(synchronize_session=False)
+            )
+            found |= {row.sha256: Digests(row.sha256, row.git_oid, row.size) for row in rows}
+        return found
+
+    def open(self, sha256: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Return the blob's bytes from ``start``; raise NotFound when the store has none."""
+        return self.driver.open(blob_key(sha256), start, length)
+
+    def put_bytes(self, session: Session, data: bytes) -> str:
+        """Store a small blob (a manifest, a README) and return its sha256.
+
+        The store is written within the caller's transaction, after the row: garbage collection
+        cannot come between. For what a person uploads there is open_upload.
+        """
+        found = digests([data], len(data))
+        if not self.touch(session, [found.sha256]):
+            _insert(session, found)
+            self.driver.put(blob_key(found.sha256), data)
+        return found.sha256
+
+    # --- Uploads --------------------------------------------------------------------------
+
+    def open_upload(
+        self, session: Session, owner: str, sha256: str, size: int, *, reuse: bool = True
+    ) -> OpenUpload:
+        """Begin an upload of ``owner`` (``user:<id>``, ``worker:<id>``), or take it up again.
+
+        Without ``reuse`` the bytes have to come even if they are there: knowing a sha256 is not
+        having the file.
+        """
+        self._check(sha256, size)
+        part_size = self._part_size(size)
+        if not self.missing(session, [(sha256, size)]) and reuse:
+            return OpenUpload(None, part_size)
+        mine = (Upload.owner == owner) & (Upload.sha256 == sha256)
+        upload = session.scalar(select(Upload).where(mine))
+        if upload is not None and (_is_complete(upload) or upload.size != size):
+            session.delete(upload)
+            session.flush()
+            upload = None
+        if upload is None:
+            moment = now(session)
+            upload = Upload(owner=owner, sha256=sha256, size=size, part_size=part_size)
+            upload.created_at = upload.touched_at = moment
+            try:
+                with session.begin_nested():
+                    session.add(upload)
+            except IntegrityError:  # the same owner in another process, just now
+                upload = session.scalars(select(Upload).where(mine)).one()
+        return OpenUpload(upload.id, upload.part_size, _received(session, upload))
+
+    def put_part(
+        self, database: Database, upload_id: str, owner: str, number: int, source: Readable
+    ) -> None:
+        """Store one part, from 1, durably. The same part may be sent again.
+
+        Raises NotFound when the upload is unknown, another owner's, or must begin afresh;
+        InvalidInput for a number or a length that does not fit.
+        """
+        with database.reading() as session:
+            upload = _owned(session, upload_id, owner)
+        _check_open(upload)
+        plan = _plan(upload)
+        if not 1 <= number <= len(plan):
+            raise InvalidInput(
+                f"Part {number} does not exist: {upload.size} bytes are {len(plan)} parts of"
+                f" {upload.part_size}.",
+                errors=[{"loc": ["number"], "msg": f"must be 1 to {len(plan)}"}],
+            )
+        key, part = staging_key(upload_id), plan[number - 1]
+        try:
+            handle = self._handle(database, upload)
+            tag = self.driver.put_part(key, handle, part, source)
+        except UploadLost:
+            raise self._begin_again(database, upload) from None
+        with database.transaction() as session:
+            row = _owned(session, upload_id, owner, writing=True)
+            _check_open(row)
+            row.touched_at = now(session)
+            session.merge(UploadPart(upload_id=upload_id, number=number, size=part.size, etag=tag))
+
+    def _handle(self, database: Database, upload: Upload) -> str:
+        """Return the store's handle of the upload; of two first parts, one begins it."""
+        handle: str | None = upload.driver_state.get("handle")
+        if handle:
+            return handle
+        key = staging_key(upload.id)
+        mine = self.driver.begin(key)
+        with database.transaction() as session:
+            row = _owned(session, upload.id, upload.owner, writing=True)
+            _check_open(row)
+            handle = row.driver_state.get("handle") or mine
+            row.driver_state = {"handle": handle}
+        if handle != mine:
+            self.driver.abort(key, mine)
+        return handle
+
+    def complete(self, database: Database, upload_id: str, owner: str) -> None:
+        """Read the upload back, and make it a blob if sha256 and size are right.
+
+        Done twice is done. Raises InvalidInput when parts are missing (they can still be sent) or
+        the bytes are wrong (nothing of them stays), NotFound when the upload is unknown or must
+        begin afresh, Unavailable while a large one is still being read.
+        """
+        with database.reading() as session:
+            upload = _owned(session, upload_id, owner)
+            received = _received(session, upload)
+        if not _is_complete(upload):
+            _check_received(upload, received)
+            self._wait_for(upload, partial(self._verify, database, upload, received))
+
+    def _wait_for(self, upload: Upload, verify: Callable[[], None]) -> None:
+        """Verify in the background: it may take longer than a client waits for one answer."""
+        with self._lock:
+            future = self._verifying.get(upload.id)
+            if future is None:
+                future = self._verifying[upload.id] = self._pool.submit(verify)
+        future.add_done_callback(lambda _: self._verifying.pop(upload.id, None))
+        if not wait([future], VERIFY_WAIT).done:
+            error = Unavailable(f"{upload.size} bytes are still being verified; ask again.")
+            error.retry_after = 2.0
+            raise error
+        future.result()
+
+    def _verify(self, database: Database, upload: Upload, parts: Sequence[Part]) -> None:
+        key, final = staging_key(upload.id), blob_key(upload.sha256)
+        try:
+            if parts:
+                self.driver.assemble(key, upload.driver_state["handle"], parts)
+            else:
+                self.driver.put(key, b"")
+            found = digests(self.driver.open(key), upload.size)
+            if (found.sha256, found.size) != (upload.sha256, upload.size):
+                self._forget(database, upload)
+                raise _wrong_bytes(upload, found)
+            self.driver.move(key, final)
+        except (UploadLost, NotFound):
+            with database.reading() as session:
+                if _is_complete(_owned(session, upload.id, upload.owner)):
+                    return  # another process was quicker
+            moved = self._moved(database, upload)
+            if moved is None:
+                raise self._begin_again(database, upload) from None
+            found = moved
+        self._keep(database, upload, found)
+
+    def _moved(self, database: Database, upload: Upload) -> Digests | None:
+        """Return what was moved and not committed: a crash, or another process right now.
+
+        A blob that is known says nothing: this owner may have its sha256 only.
+        """
+        with database.reading() as session:
+            known = session.get(Blob, upload.sha256) is not None
+        final = blob_key(upload.sha256)
+        if known or self.driver.size(final) != upload.size:
+            return None
+        found = digests(self.driver.open(final), upload.size)
+        return found if found.sha256 == upload.sha256 else None
+
+    def _keep(self, database: Database, upload: Upload, found: Digests) -> None:
+        with database.transaction() as session:
+            _insert(session, found)
+            # The row is ours now. Had garbage collection, which deletes under the row's lock,
+            # taken these bytes for an orphan's, they would be gone.
+            if self.driver.size(blob_key(found.sha256)) != found.size:
+                raise _unknown(upload.id)
+            session.execute(delete(UploadPart).where(UploadPart.upload_id == upload.id))
+            session.execute(
+                update(Upload)
+                .where(Upload.id == upload.id)
+                .values(driver_state={"complete": True}, touched_at=now(session))
+            )
+
+    def _begin_again(self, database: Database, upload: Upload) -> NotFound:
+        self._forget(database, upload)
+        return _unknown(upload.id)
+
+    def _forget(self, database: Database, upload: Upload) -> None:
+        """Remove what is staged, then the upload."""
+        self.discard(upload)
+        with database.transaction() as session:
+            session.execute(delete(Upload).where(Upload.id == upload.id))
+
+    def discard(self, upload: Upload) -> None:
+        """Remove what the store holds of an upload that will not be completed."""
+        key = staging_key(upload.id)
+        if "handle" in upload.driver_state:
+            self.driver.abort(key, upload.driver_state["handle"])
+        self.driver.delete(key)
+
+    def _part_size(self, size: int) -> int:
+        fewest = -(-size // MAX_PARTS)
+        return max(self._part_bytes, -(-fewest >> 20) << 20)
+
+    def _check(self, sha256: str, size: int) -> None:
+        if not _SHA256.fullmatch(sha256):
+            raise InvalidInput(
+                f"{sha256[:80]!r} is not a sha256: write 64 lower-case hexadecimal digits.",
+                errors=[{"loc": ["sha256"], "msg": "must be 64 lower-case hexadecimal digits"}],
+            )
+        if size < 0:
+            raise InvalidInput(f"A size of {size} bytes is not possible.")
+        if size > self._max_bytes:
+            raise TooLarge(
+                f"{size} bytes are more than the {self._max_bytes} that this server takes.",
+                hint="An administrator can raise ESPALIER_MAX_UPLOAD_BYTES.",
+                errors=[{"loc": ["size"], "msg": f"must be at most {self._max_bytes}"}],
+            )
+
+
+def _plan(upload: Upload) -> list[Part]:
+    starts = range(0, upload.size, upload.part_size)
+    return [
+        Part(number, start, min(upload.part_size, upload.size - start))
+        for number, start in enumerate(starts, 1)
+    ]
+
+
+def _received(session: Session, upload: Upload) -> tuple[Part, ...]:
+    rows = session.scalars(
+        select(UploadPart).where(UploadPart.upload_id == upload.id).order_by(UploadPart.number)
+    )
+    return tuple(
+        Part(row.number, (row.number - 1) * upload.part_size, row.size, row.etag) for row in rows
+    )
+
+
+def _check_received(upload: Upload, received: Sequence[Part]) -> None:
+    there = {part.number for part in received}
+    absent = [part.number for part in _plan(upload) if part.number not in there]
+    if absent:
+        shown = ", ".join(map(str, absent[:10])) + (", …" if len(absent) > 10 else "")
+        raise InvalidInput(
+            f"The upload is not complete: part {shown} of {len(_plan(upload))} was not received.",
+            errors=[{"loc": ["parts"], "msg": f"missing: {shown}"}],
+        )
+
+
+def _is_complete(upload: Upload) -> bool:
+    return bool(upload.driver_state.get("complete"))
+
+
+def _check_open(upload: Upload) -> None:
+    if _is_complete(upload):  # a part sent twice, the second time late
+        raise _unknown(upload.id)
+
+
+def _owned(session: Session, upload_id: str, owner: str, *, writing: bool = False) -> Upload:
+    query = select(Upload).where(Upload.id == upload_id, Upload.owner == owner)
+    upload = session.scalar(query.with_for_update() if writing else query)
+    if upload is None:
+        raise _unknown(upload_id)
+    return upload
+
+
+def _insert(session: Session, found: Digests) -> None:
+    moment = now(session)
+    row = Blob(**asdict(found), created_at=moment, touched_at=moment)
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:  # somebody else stored the same bytes
+        session.execute(
+            update(Blob).where(Blob.sha256 == found.sha256).values(touched_at=now(session))
+        )
+
+
+def _unknown(upload_id: str) -> NotFound:
+    return NotFound(
+        f"There is no upload {upload_id} to go on with.", hint="Begin the upload again."
+    )
+
+
+def _wrong_size(blob: Digests, given: int) -> InvalidInput:
+    return InvalidInput(
+        f"The bytes with sha256 {blob.sha256} are {blob.size} long, not {given}.",
+        errors=[{"loc": ["size"], "msg": f"must be {blob.size}"}],
+    )
+
+
+def _wrong_bytes(upload: Upload, found: Digests) -> InvalidInput:
+    return InvalidInput(
+        f"The {found.size} bytes received have sha256 {found.sha256}; {upload.size} bytes with"
+        f" sha256 {upload.sha256} were announced. Nothing of them was kept.",
+        hint="The file changed while it was sent, or the line is bad: upload it again.",
+        errors=[{"loc": ["sha256"], "msg": f"the bytes received have {found.sha256}"}],
+    )

@@ -1,0 +1,200 @@
+"""Garbage collection: bytes that nothing refers to, after a grace, leave the store.
+
+Kept are the files of versions that are not deleted, all manifests, the checkpoints of jobs that
+can still go on, open uploads, and whatever was touched within the grace: an upload touches the
+blobs it reuses. A blob's row and its bytes go under one lock of the row, so that nobody takes up
+what is being deleted.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import cast
+
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from espalier.states import JOB_ENDED
+from scheduler.blobs import Blobs
+from scheduler.db import Database, now
+from scheduler.models import Blob, Checkpoint, Job, Upload, Version, VersionFile
+from scheduler.store.base import BLOBS, STAGING, blob_key
+
+#: How long what nothing refers to stays.
+GRACE = timedelta(days=7)
+
+
+@dataclass(slots=True)
+class Collected:
+    """What was removed, or would be: blobs and their bytes, uploads given up by their owners, and
+
+    objects in the store that no row knows (what crashes leave).
+    """
+
+    dry_run: bool
+    blobs: int = 0
+    bytes: int = 0
+    uploads: int = 0
+    orphans: int = 0
+
+
+def collect(
+    database: Database, blobs: Blobs, grace: timedelta = GRACE, dry_run: bool = False
+) -> Collected:
+    """Remove what nothing refers to and nobody touched within ``grace``; say how much it was.
+
+    Raises Unavailable when the store is away; called again, it goes on.
+    """
+    found = Collected(dry_run)
+    with database.reading() as session:
+        before = now(session) - grace
+        unused = _unused(session, before)
+    if not dry_run:
+        _let_go(database, before)
+    for sha256, size in unused:
+        if dry_run or _delete(database, blobs, sha256, before):
+            found.blobs += 1
+            found.bytes += size
+    found.uploads = _give_up(database, blobs, before, dry_run)
+    found.orphans = _sweep_staging(database, blobs, before, dry_run)
+    found.orphans += _sweep_blobs(database, blobs, before, dry_run)
+    return found
+
+
+# --- Blobs --------------------------------------------------------------------------------
+
+
+def _is_past(before: datetime) -> ColumnElement[bool]:
+    """Jobs that ended so long ago that nobody goes on from their checkpoints."""
+    return and_(Job.state.in_(JOB_ENDED), Job.finished_at < before)
+
+
+def _unused(session: Session, before: datetime) -> list[tuple[str, int]]:
+    """Return (sha256, bytes) of the blobs that nothing keeps."""
+    in_version = exists().where(
+        VersionFile.sha256 == Blob.sha256,
+        Version.id == VersionFile.version_id,
+        or_(Version.deleted_at.is_(None), Version.deleted_at >= before),
+    )
+    is_manifest = exists().where(Version.manifest == Blob.sha256)
+    in_upload = exists().where(Upload.sha256 == Blob.sha256, Upload.touched_at >= before)
+    rows = session.execute(
+        select(Blob.sha256, Blob.size).where(
+            Blob.touched_at < before, ~in_version, ~is_manifest, ~in_upload
+        )
+    )
+    kept = select(Checkpoint.files).join(Job, Job.id == Checkpoint.job_id).where(~_is_past(before))
+    in_checkpoint = {file["sha256"] for files in session.scalars(kept) for file in files}
+    return [(row.sha256, row.size) for row in rows if row.sha256 not in in_checkpoint]
+
+
+def _let_go(database: Database, before: datetime) -> None:
+    """Drop the file lists of versions deleted long ago, and the checkpoints of past jobs."""
+    with database.transaction() as session:
+        deleted = select(Version.id).where(Version.deleted_at < before)
+        session.execute(delete(VersionFile).where(VersionFile.version_id.in_(deleted)))
+        past = select(Job.id).where(_is_past(before))
+        session.execute(delete(Checkpoint).where(Checkpoint.job_id.in_(past)))
+
+
+def _delete(database: Database, blobs: Blobs, sha256: str, before: datetime) -> bool:
+    """Delete row and bytes, unless somebody has begun to use the blob meanwhile."""
+    with database.transaction() as session:
+        result = session.execute(
+            delete(Blob).where(
+                Blob.sha256 == sha256,
+                Blob.touched_at < before,
+                ~exists().where(VersionFile.sha256 == sha256),
+                ~exists().where(Version.manifest == sha256),
+            )
+        )
+        if not cast("CursorResult[tuple[()]]", result).rowcount:
+            return False
+        blobs.driver.delete(blob_key(sha256))
+        return True
+
+
+# --- Uploads and what crashes leave -------------------------------------------------------
+
+
+def _give_up(database: Database, blobs: Blobs, before: datetime, dry_run: bool) -> int:
+    with database.reading() as session:
+        idle = session.scalars(select(Upload).where(Upload.touched_at < before)).all()
+    if not dry_run:
+        for upload in idle:
+            with database.transaction() as session:
+                session.execute(
+                    delete(Upload).where(Upload.id == upload.id, Upload.touched_at < before)
+                )
+                gone = session.get(Upload, upload.id) is None
+            if gone:
+                blobs.discard(upload)
+    return len(idle)
+
+
+def _sweep_staging(database: Database, blobs: Blobs, before: datetime, dry_run: bool) -> int:
+    found = 0
+    objects = [stored for stored in blobs.driver.list(STAGING) if stored.modified < before]
+    begun = [parts for parts in blobs.driver.uploads() if parts.begun < before]
+    with database.reading() as session:
+        live = set(session.scalars(select(Upload.id)))
+    for stored in objects:
+        if _upload_id(stored.key) not in live:
+            found += 1
+            if not dry_run:
+                blobs.driver.delete(stored.key)
+    for parts in begun:
+        if _upload_id(parts.key) not in live:
+            found += 1
+            if not dry_run:
+                blobs.driver.abort(parts.key, parts.handle)
+    return found
+
+
+def _upload_id(key: str) -> str:
+    return key.removeprefix(STAGING).split(".")[0]
+
+
+def _sweep_blobs(database: Database, blobs: Blobs, before: datetime, dry_run: bool) -> int:
+    """Delete objects among the blobs that no row knows: stored, and never committed."""
+    found = 0
+    for batch in _batches(blobs, before):
+        with database.reading() as session:
+            known = set(session.scalars(select(Blob.sha256).where(Blob.sha256.in_(batch))))
+        for sha256 in batch.keys() - known:
+            if dry_run or _delete_unknown(database, blobs, sha256, batch[sha256]):
+                found += 1
+    return found
+
+
+def _batches(blobs: Blobs, before: datetime) -> Iterator[dict[str, str]]:
+    """Yield up to 1000 times sha256 → key of objects that are older than the grace.
+
+    What lies there under another name is not ours to delete.
+    """
+    batch: dict[str, str] = {}
+    for stored in blobs.driver.list(BLOBS):
+        sha256 = stored.key.rsplit("/", 1)[-1]
+        if stored.modified < before and len(sha256) == 64 and stored.key == blob_key(sha256):
+            batch[sha256] = stored.key
+        if len(batch) == 1000:
+            yield batch
+            batch = {}
+    yield batch
+
+
+def _delete_unknown(database: Database, blobs: Blobs, sha256: str, key: str) -> bool:
+    """Delete an object while holding the row that its uploader would have to insert."""
+    with database.transaction() as session:
+        moment = now(session)
+        try:
+            with session.begin_nested():
+                session.add(
+                    Blob(sha256=sha256, size=0, git_oid="", created_at=moment, touched_at=moment)
+                )
+        except IntegrityError:
+            return False
+        blobs.driver.delete(key)
+        session.execute(delete(Blob).where(Blob.sha256 == sha256))
+        return True

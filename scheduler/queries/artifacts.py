@@ -1,0 +1,206 @@
+"""Artifacts and their versions as documents: files, aliases, lineage."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from sqlalchemy import and_, select
+from sqlalchemy.orm import Session, aliased, contains_eager, selectinload
+
+from espalier.errors import NotFound
+from scheduler.access import Actor, visible_projects
+from scheduler.models import Alias, Artifact, Job, Lineage, Project, User, Version
+from scheduler.queries import Document, stamp
+
+#: Artifacts an answer holds at most.
+MAX_ARTIFACTS = 1000
+
+
+def version_ref(version: Version) -> str:
+    """Return ``project/name@vN``."""
+    artifact = version.artifact
+    return f"{artifact.project.name}/{artifact.name}@v{version.number}"
+
+
+def file_documents(version: Version) -> list[Document]:
+    return [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in version.files]
+
+
+def find_artifact(session: Session, actor: Actor, project: str, name: str) -> Artifact:
+    """Return the artifact. Raises NotFound, foreign ones too, with the nearest names as hint."""
+    artifact = session.scalar(
+        select(Artifact)
+        .join(Artifact.project)
+        .options(contains_eager(Artifact.project))
+        .where(Project.name == project, Artifact.name == name, visible_projects(actor))
+    )
+    if artifact is None:
+        known = session.execute(
+            select(Project.name, Artifact.name)
+            .join(Artifact.project)
+            .where(visible_projects(actor))
+            .order_by(Artifact.updated_at.desc())
+            .limit(MAX_ARTIFACTS)
+        )
+        paths = [f"{p}/{n}" for p, n in known]
+        near = get_close_matches(f"{project}/{name}", paths, n=3, cutoff=0.5)
+        raise NotFound(
+            f"There is no artifact {project}/{name}.",
+            hint=f"Nearest: {', '.join(near)}." if near else "`GET /api/v1/artifacts` lists them.",
+            errors=[{"loc": ["ref"], "msg": f"no such artifact (got '{project}/{name}')"}],
+        )
+    return artifact
+
+
+def list_artifacts(
+    session: Session,
+    actor: Actor,
+    kind: str | None = None,
+    project: str | None = None,
+    q: str | None = None,
+    limit: int = MAX_ARTIFACTS,
+) -> list[Document]:
+    """Return artifacts that have a version, last changed first."""
+    newest = aliased(Version)
+    query = (
+        select(Artifact, newest)
+        .join(Artifact.project)
+        .join(newest, and_(newest.artifact_id == Artifact.id, newest.number == Artifact.latest))
+        .options(contains_eager(Artifact.project), selectinload(Artifact.aliases))
+        .where(visible_projects(actor))
+        .order_by(Artifact.updated_at.desc(), Artifact.id.desc())
+        .limit(max(1, min(limit, MAX_ARTIFACTS)))
+    )
+    if kind:
+        query = query.where(Artifact.kind == kind)
+    if project:
+        query = query.where(Project.name == project)
+    if q:
+        query = query.where((Project.name + "/" + Artifact.name).icontains(q, autoescape=True))
+    return [
+        {**_head(artifact), "latest": _short(version), "aliases": _alias_names(artifact)}
+        for artifact, version in session.execute(query)
+    ]
+
+
+def artifact_document(session: Session, artifact: Artifact) -> Document:
+    """Return the artifact with its versions, newest first, and its aliases."""
+    versions = session.scalars(
+        select(Version)
+        .where(Version.artifact_id == artifact.id, Version.deleted_at.is_(None))
+        .order_by(Version.number.desc())
+    ).all()
+    aliases = session.execute(
+        select(Alias.name, Version.number)
+        .join(Alias.version)
+        .where(Alias.artifact_id == artifact.id)
+        .order_by(Alias.name)
+    )
+    creators = _names(session, [version.created_by for version in versions])
+    return {
+        **_head(artifact),
+        "latest": _short(versions[0]) if versions else None,
+        "versions": [
+            {
+                **_short(version),
+                "number": version.number,
+                "meta": version.meta,
+                "created_by": creators.get(version.created_by or ""),
+                "job": version.job_id,
+            }
+            for version in versions
+        ],
+        "aliases": {name: f"v{number}" for name, number in aliases},
+    }
+
+
+def version_document(session: Session, actor: Actor, version: Version) -> Document:
+    """Return the version with its files and its lineage one step up and down.
+
+    Relatives in projects the actor is not in are left out.
+    """
+    creators = _names(session, [version.created_by])
+    return {
+        "ref": version_ref(version),
+        "project": version.artifact.project.name,
+        "name": version.artifact.name,
+        "kind": version.artifact.kind,
+        "commit": version.commit,
+        "number": version.number,
+        "size": version.size,
+        "files": file_documents(version),
+        "meta": version.meta,
+        "aliases": list(
+            session.scalars(
+                select(Alias.name).where(Alias.version_id == version.id).order_by(Alias.name)
+            )
+        ),
+        "created_at": stamp(version.created_at),
+        "created_by": creators.get(version.created_by or ""),
+        "job": _visible_job(session, actor, version.job_id),
+        "parents": _relatives(session, actor, version, up=True),
+        "children": _relatives(session, actor, version, up=False),
+    }
+
+
+def _relatives(session: Session, actor: Actor, version: Version, *, up: bool) -> list[Document]:
+    other, mine = (
+        (Lineage.parent_id, Lineage.child_id) if up else (Lineage.child_id, Lineage.parent_id)
+    )
+    rows = session.execute(
+        select(Lineage.role, Version)
+        .join(Version, Version.id == other)
+        .join(Version.artifact)
+        .join(Artifact.project)
+        .options(contains_eager(Version.artifact).contains_eager(Artifact.project))
+        .where(mine == version.id, Version.deleted_at.is_(None), visible_projects(actor))
+        .order_by(Version.created_at, Version.id, Lineage.role)
+    )
+    return [
+        {
+            "role": role,
+            "ref": version_ref(relative),
+            "kind": relative.artifact.kind,
+            "commit": relative.commit,
+            "job": relative.job_id,
+        }
+        for role, relative in rows
+    ]
+
+
+def _visible_job(session: Session, actor: Actor, job_id: str | None) -> str | None:
+    if job_id is None:
+        return None
+    return session.scalar(
+        select(Job.id).join(Job.project).where(Job.id == job_id, visible_projects(actor))
+    )
+
+
+def _head(artifact: Artifact) -> Document:
+    return {
+        "project": artifact.project.name,
+        "name": artifact.name,
+        "kind": artifact.kind,
+        "created_at": stamp(artifact.created_at),
+        "updated_at": stamp(artifact.updated_at),
+    }
+
+
+def _short(version: Version) -> Document:
+    return {
+        "ref": version_ref(version),
+        "commit": version.commit,
+        "size": version.size,
+        "created_at": stamp(version.created_at),
+    }
+
+
+def _alias_names(artifact: Artifact) -> list[str]:
+    return [alias.name for alias in artifact.aliases]
+
+
+def _names(session: Session, user_ids: Sequence[str | None]) -> dict[str, str]:
+    wanted = {user_id for user_id in user_ids if user_id}
+    if not wanted:
+        return {}
+    rows = session.execute(select(User.id, User.name).where(User.id.in_(wanted)))
+    return dict(rows.all())

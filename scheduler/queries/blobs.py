@@ -1,0 +1,76 @@
+"""Who may read a blob: people what their projects hold, workers what their attempts need."""
+
+from collections.abc import Collection
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from espalier.states import ATTEMPT_LIVE
+from scheduler.access import Actor, visible_projects
+from scheduler.models import Artifact, Attempt, Checkpoint, JobInput, Upload, Version, VersionFile
+
+
+def size_for_person(session: Session, actor: Actor, sha256: str) -> int | None:
+    """Return the blob's bytes if a version in one of the actor's projects holds it."""
+    return session.scalar(
+        select(VersionFile.size)
+        .join(VersionFile.version)
+        .join(Version.artifact)
+        .join(Artifact.project)
+        .where(VersionFile.sha256 == sha256, Version.deleted_at.is_(None), visible_projects(actor))
+        .limit(1)
+    )
+
+
+def held_by_person(session: Session, actor: Actor, names: Collection[str]) -> set[str]:
+    """Return those sha256 that the actor has shown to have: may read, or has uploaded.
+
+    Publishing takes no others: who merely knows the sha256 of another project's file would
+    otherwise get the file.
+    """
+    found: set[str] = set()
+    wanted = sorted(set(names))
+    for first in range(0, len(wanted), 1000):
+        some = wanted[first : first + 1000]
+        found.update(
+            session.scalars(
+                select(VersionFile.sha256)
+                .join(VersionFile.version)
+                .join(Version.artifact)
+                .join(Artifact.project)
+                .where(
+                    VersionFile.sha256.in_(some),
+                    Version.deleted_at.is_(None),
+                    visible_projects(actor),
+                )
+            )
+        )
+        uploads = session.scalars(
+            select(Upload).where(Upload.owner == f"user:{actor.user_id}", Upload.sha256.in_(some))
+        )
+        found.update(upload.sha256 for upload in uploads if upload.driver_state.get("complete"))
+    return found
+
+
+def size_for_worker(session: Session, worker_id: str, sha256: str) -> int | None:
+    """Return the blob's bytes if a live attempt of the worker needs it.
+
+    Its inputs, and the checkpoints it may resume from.
+    """
+    jobs = select(Attempt.job_id).where(
+        Attempt.worker_id == worker_id, Attempt.state.in_(ATTEMPT_LIVE)
+    )
+    size = session.scalar(
+        select(VersionFile.size)
+        .join(JobInput, JobInput.version_id == VersionFile.version_id)
+        .where(VersionFile.sha256 == sha256, JobInput.job_id.in_(jobs))
+        .limit(1)
+    )
+    if size is not None:
+        return size
+    saved = session.scalars(select(Checkpoint.files).where(Checkpoint.job_id.in_(jobs)))
+    for files in saved:
+        for file in files:
+            if file["sha256"] == sha256:
+                return int(file["size"])
+    return None

@@ -1,0 +1,399 @@
+"""Artifacts: named lines of immutable versions, their aliases, and what was made from what.
+
+A version is its manifest (scheduler.manifests), whose sha1 is the commit.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from espalier.errors import Conflict, InvalidInput, NotFound
+from espalier.messages import FileEntry
+from espalier.refs import COMMIT, VERSION, ArtifactRef, check_name
+from espalier.states import JOB_OPEN, ArtifactKind
+from scheduler import manifests
+from scheduler.access import Actor, audit
+from scheduler.blobs import Blobs
+from scheduler.db import now
+from scheduler.models import (
+    Alias,
+    Artifact,
+    Job,
+    JobInput,
+    Lineage,
+    Project,
+    Version,
+    VersionFile,
+)
+
+#: A selector that always means the newest version; no alias may be called so.
+LATEST = "latest"
+#: Relatives that a lineage lists in each direction.
+MAX_RELATIVES = 500
+
+Parent = tuple[str, Version]  # the role it had in the making, and the version
+
+
+# --- Finding ------------------------------------------------------------------------------
+
+
+def find_artifact(session: Session, project: str, name: str) -> Artifact:
+    """Return the artifact ``project/name``; raise NotFound with the nearest names."""
+    within = select(Artifact).join(Project, Artifact.project_id == Project.id)
+    artifact = session.scalar(within.where(Project.name == project, Artifact.name == name))
+    if artifact is None:
+        hint = _nearest(session, project, name)
+        raise NotFound(f"There is no artifact {project}/{name}.", hint=hint)
+    return artifact
+
+
+def resolve(session: Session, ref: ArtifactRef) -> Version:
+    """Return the version that ``ref`` names; without a selector, the newest one.
+
+    A selector is a number (``v3``), a commit's first digits, ``latest`` or an alias. Raises
+    NotFound with the nearest names, InvalidInput for a commit that is not unique.
+    """
+    artifact = find_artifact(session, ref.project, ref.name)
+    version = _select(session, artifact, ref)
+    if version is None:
+        raise NotFound(f"There is no version {ref}.", hint=_versions_hint(session, artifact))
+    return version
+
+
+def _versions(artifact: Artifact) -> Select[Version]:
+    return select(Version).where(Version.artifact_id == artifact.id, Version.deleted_at.is_(None))
+
+
+def _select(session: Session, artifact: Artifact, ref: ArtifactRef) -> Version | None:
+    versions = _versions(artifact)
+    if ref.selector in (None, LATEST):
+        return session.scalar(versions.order_by(Version.number.desc()).limit(1))
+    if ref.version is not None:
+        found = session.scalar(versions.where(Version.number == ref.version))
+        if found is not None:
+            return found
+    if COMMIT.fullmatch(ref.selector or ""):
+        return _by_commit(session, versions, ref)
+    named = versions.join(Alias, Alias.version_id == Version.id)
+    return session.scalar(named.where(Alias.artifact_id == artifact.id, Alias.name == ref.selector))
+
+
+def _by_commit(session: Session, versions: Select[Version], ref: ArtifactRef) -> Version | None:
+    begins = Version.commit.startswith(ref.selector or "", autoescape=True)
+    found = session.scalars(versions.where(begins).limit(2)).all()
+    if len(found) > 1:
+        raise InvalidInput(f"{ref}: several commits begin with these digits; give more of them.")
+    return found[0] if found else None
+
+
+def _nearest(session: Session, project: str, name: str) -> str | None:
+    names = session.scalars(
+        select(Artifact.name)
+        .join(Project, Artifact.project_id == Project.id)
+        .where(Project.name == project)
+        .order_by(Artifact.updated_at.desc())
+        .limit(2000)
+    ).all()
+    near = get_close_matches(name, names, 3, 0.4)
+    if names and not near:
+        return f"{project} has {', '.join(names[:3])}{', …' if len(names) > 3 else ''}."
+    return _did_you_mean([f"{project}/{name}" for name in near])
+
+
+def _versions_hint(session: Session, artifact: Artifact) -> str:
+    aliases = [alias.name for alias in artifact.aliases]
+    newest = session.scalars(_versions(artifact).order_by(Version.number.desc()).limit(3)).all()
+    there = [f"v{version.number}" for version in newest] + aliases[:5]
+    if not there:
+        return "All of its versions were deleted: publish one."
+    return f"It has {', '.join(there)}{', …' if artifact.latest > len(newest) else ''}."
+
+
+def _did_you_mean(names: Sequence[str]) -> str | None:
+    return f"Did you mean {' or '.join(names)}?" if names else None
+
+
+def label(version: Version) -> str:
+    """Return ``project/name@vN``."""
+    return f"{_path(version.artifact)}@v{version.number}"
+
+
+def _path(artifact: Artifact) -> str:
+    return f"{artifact.project.name}/{artifact.name}"
+
+
+# --- Publishing ---------------------------------------------------------------------------
+
+
+def publish(
+    session: Session,
+    blobs: Blobs,
+    *,
+    project: Project,
+    name: str,
+    kind: ArtifactKind,
+    files: Sequence[FileEntry],
+    meta: dict[str, Any],
+    parents: Sequence[Parent],
+    created_by: str | None,
+    job: Job | None = None,
+    attempt_id: str | None = None,
+    role: str | None = None,
+) -> Version:
+    """Make the next version of ``project/name`` of blobs that are all there; return it.
+
+    Published again by the same (attempt, role), or with the same files, meta and parents (and
+    job, where one made it), it is the version that exists. Raises InvalidInput for unsafe,
+    clashing or absent files, Conflict when the name belongs to another kind.
+    """
+    check_name(name)
+    if attempt_id is not None:
+        again = session.scalar(
+            select(Version).where(Version.attempt_id == attempt_id, Version.role == role)
+        )
+        if again is not None:
+            return again
+    oids = _check_files(session, blobs, files)
+    artifact = _artifact_for(session, project, name, kind)
+    manifest = manifests.build(
+        f"{project.name}/{name}",
+        kind,
+        files={file.path: (file, oids[file.sha256]) for file in files},
+        parents=[(role, label(parent), parent.commit) for role, parent in parents],
+        meta=meta,
+        job=job.id if job else None,
+    )
+    commit = manifests.commit(manifest)
+    version = session.scalar(
+        select(Version).where(Version.artifact_id == artifact.id, Version.commit == commit)
+    )
+    if version is not None:
+        _restore(version, files)
+        return version
+    moment = now(session)
+    artifact.latest += 1
+    artifact.updated_at = moment
+    version = Version(
+        artifact=artifact,
+        number=artifact.latest,
+        commit=commit,
+        manifest=blobs.put_bytes(session, manifest),
+        size=sum(file.size for file in files),
+        meta=meta,
+        role=role,
+        job=job,
+        attempt_id=attempt_id,
+        created_by=created_by,
+        created_at=moment,
+        files=_rows(files),
+    )
+    session.add(version)
+    session.flush()
+    _link(session, version, parents)
+    return version
+
+
+def _rows(files: Iterable[FileEntry]) -> list[VersionFile]:
+    return [VersionFile(path=f.path, sha256=f.sha256, size=f.size) for f in files]
+
+
+def _link(session: Session, child: Version, parents: Iterable[Parent]) -> None:
+    for role, parent_id in sorted({(role, parent.id) for role, parent in parents}):
+        session.add(Lineage(parent_id=parent_id, child_id=child.id, role=role))
+    session.flush()
+
+
+def _restore(version: Version, files: Iterable[FileEntry]) -> None:
+    """Bring a deleted version back; collection may have taken its list of files."""
+    version.deleted_at = None
+    if not version.files:
+        version.files = _rows(files)
+
+
+def _check_files(session: Session, blobs: Blobs, files: Sequence[FileEntry]) -> dict[str, str]:
+    """Return sha256 → git oid of the files, whose blobs are then safe from collection."""
+    faults = list(manifests.clashes([file.path for file in files]))
+    there = blobs.touch(session, (file.sha256 for file in files))
+    for file in files:
+        blob = there.get(file.sha256)
+        if blob is None:
+            faults.append((file.path, "its blob was not uploaded"))
+        elif blob.size != file.size:
+            faults.append((file.path, f"its blob has {blob.size} bytes, not {file.size}"))
+    if faults:
+        path, problem = faults[0]
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise InvalidInput(
+            f"{path}: {problem}{more}." if path else f"{problem}.",
+            errors=[{"loc": ["files", path], "msg": problem} for path, problem in faults[:20]],
+        )
+    return {sha256: blob.git_oid for sha256, blob in there.items()}
+
+
+def _artifact_for(session: Session, project: Project, name: str, kind: ArtifactKind) -> Artifact:
+    """Return the artifact, made if absent, locked: two publishers number their versions in turn."""
+    mine = (Artifact.project_id == project.id) & (Artifact.name == name)
+    if session.scalar(select(Artifact.id).where(mine)) is None:
+        artifact = Artifact(project_id=project.id, name=name, kind=kind.value)
+        artifact.created_at = artifact.updated_at = now(session)
+        with suppress(IntegrityError), session.begin_nested():  # somebody else may be quicker
+            session.add(artifact)
+    artifact = _locked(session, mine)
+    if artifact.kind != kind:
+        holds = f"{_path(artifact)} holds versions of kind {artifact.kind}; this is a {kind}."
+        raise Conflict(holds, hint="Publish it under another name.")
+    return artifact
+
+
+def _locked(session: Session, which: ColumnElement[bool]) -> Artifact:
+    query = select(Artifact).where(which).with_for_update()
+    return session.scalars(query.execution_options(populate_existing=True)).one()
+
+
+# --- Aliases ------------------------------------------------------------------------------
+
+
+def set_alias(
+    session: Session,
+    actor: Actor,
+    artifact: Artifact,
+    alias: str,
+    version: Version,
+    expected: str | None = None,
+) -> Alias:
+    """Point ``alias`` at ``version``, if it points at the commit ``expected`` when one is given.
+
+    Raises InvalidInput for a name that reads as a version or a commit, Conflict when somebody
+    else moved the alias.
+    """
+    _check_alias(alias)
+    if version.artifact_id != artifact.id or version.deleted_at is not None:
+        raise InvalidInput(f"{label(version)} is no version of {_path(artifact)} that is there.")
+    _locked(session, Artifact.id == artifact.id)
+    row = session.get(Alias, (artifact.id, alias), populate_existing=True)
+    before = row.version.commit if row else None
+    if expected is not None and before != expected:
+        raise Conflict(
+            f"{alias} points at {before or 'nothing'}, not at {expected}: somebody moved it.",
+            hint="Look at what it points at now, and decide again.",
+        )
+    if row is not None and before == version.commit:
+        return row
+    moment = now(session)
+    if row is None:
+        row = Alias(artifact=artifact, name=alias, version=version, updated_at=moment)
+    row.version, row.updated_at = version, moment
+    session.add(row)
+    session.flush()
+    change = {"from": before, "to": version.commit}
+    audit(session, actor, "alias.set", f"{_path(artifact)}@{alias}", change)
+    return row
+
+
+def remove_alias(session: Session, actor: Actor, artifact: Artifact, alias: str) -> None:
+    """Take the alias away; the version it pointed at stays. Raises NotFound."""
+    row = session.get(Alias, (artifact.id, alias))
+    if row is None:
+        raise NotFound(
+            f"{_path(artifact)} has no alias {alias!r}.",
+            hint=_did_you_mean(get_close_matches(alias, [a.name for a in artifact.aliases])),
+        )
+    commit = row.version.commit
+    session.delete(row)
+    session.flush()
+    audit(session, actor, "alias.remove", f"{_path(artifact)}@{alias}", {"from": commit})
+
+
+def _check_alias(alias: str) -> None:
+    check_name(alias, "alias")
+    if alias == LATEST or VERSION.fullmatch(alias) or COMMIT.fullmatch(alias):
+        raise InvalidInput(
+            f"{alias!r} cannot be an alias: it reads as a version or a commit.",
+            hint="Take a word, such as production or best.",
+            errors=[{"loc": ["alias"], "msg": "reads as a version or a commit"}],
+        )
+
+
+def delete_version(session: Session, actor: Actor, version: Version) -> None:
+    """Hide a version; garbage collection takes its files after the grace. Lineage stays.
+
+    Raises Conflict while an alias points at it or a job that has not ended uses it.
+    """
+    if version.deleted_at is not None:
+        return
+    _locked(session, Artifact.id == version.artifact_id)
+    alias = session.scalar(select(Alias.name).where(Alias.version_id == version.id))
+    if alias is not None:
+        raise Conflict(f"{label(version)} is {alias}.", hint="Move or remove the alias first.")
+    job = session.scalar(
+        select(Job.id)
+        .join(JobInput, JobInput.job_id == Job.id)
+        .where(JobInput.version_id == version.id, Job.state.in_(JOB_OPEN))
+    )
+    if job is not None:
+        raise Conflict(f"{label(version)} is an input of job {job}.", hint="Wait for it to end.")
+    version.deleted_at = now(session)
+    session.flush()
+    audit(session, actor, "version.delete", label(version), {"commit": version.commit})
+
+
+# --- Lineage ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """A version ``depth`` steps away; ``role`` is the parent's role in the step from ``of``.
+
+    ``of`` is the id of the version one step nearer to the one that was asked about.
+    """
+
+    version: Version
+    role: str
+    of: str
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a version was made from, and what was made from it; nearest first."""
+
+    ancestors: tuple[Relative, ...]
+    descendants: tuple[Relative, ...]
+
+
+def lineage(session: Session, version: Version) -> Family:
+    """Return both sides of the tree, up to MAX_RELATIVES each; deleted versions are in it."""
+    return Family(
+        _relatives(session, version, Lineage.child_id, Lineage.parent_id),
+        _relatives(session, version, Lineage.parent_id, Lineage.child_id),
+    )
+
+
+def _relatives(
+    session: Session,
+    version: Version,
+    near: InstrumentedAttribute[str],
+    far: InstrumentedAttribute[str],
+) -> tuple[Relative, ...]:
+    """Walk one level a query; a version reached twice is listed by each way that leads to it."""
+    found: list[Relative] = []
+    seen, level, depth = {version.id}, [version.id], 0
+    while level and len(found) < MAX_RELATIVES:
+        depth += 1
+        steps = session.execute(
+            select(Lineage.role, near, Version)
+            .join(Version, Version.id == far)
+            .where(near.in_(level))
+            .order_by(Version.created_at, Version.id, Lineage.role)
+            .limit(MAX_RELATIVES - len(found))
+        ).all()
+        found += [Relative(relative, role, of, depth) for role, of, relative in steps]
+        level = sorted({relative.id for _, _, relative in steps} - seen)
+        seen.update(level)
+    return tuple(found)

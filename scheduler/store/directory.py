@@ -1,0 +1,223 @@
+"""Objects as files below one directory: the embedded stack's store.
+
+An upload is one file that its parts are written into at their offsets, so that nothing is copied
+when it is complete. Files appear under their blob's name by rename, after fsync: what a crash
+leaves is either a whole blob or something in ``staging/``.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from espalier.errors import NotFound, Unavailable
+from espalier.ids import new_id
+from espalier.refs import check_path
+from scheduler.store.base import (
+    CHUNK,
+    STAGING,
+    OpenParts,
+    Part,
+    Readable,
+    Stored,
+    UploadLost,
+    chunks,
+)
+
+
+class Directory:
+    """The driver for ``file://`` stores."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def place(self) -> str:
+        return str(self.root)
+
+    def probe(self) -> tuple[str, ...]:
+        key = f"staging/probe-{new_id()}"
+        self.put(key, b"espalier")
+        try:
+            if b"".join(self.open(key, 2, 3)) != b"pal":
+                raise Unavailable(f"{self.root} does not give back what was written.")
+        finally:
+            self.delete(key)
+        return ()
+
+    def begin(self, key: str) -> str:
+        handle = new_id()
+        path = self._parts(key, handle)
+        with self._reachable():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return handle
+
+    def put_part(self, key: str, handle: str, part: Part, source: Readable) -> str:
+        path, offset = self._parts(key, handle), part.start
+        with self._open_parts(key, handle) as file:
+            for chunk in chunks(source, part.size):
+                with self._reachable(), _locked(file, fcntl.LOCK_SH):
+                    # A late writer must not reach a file that is being verified, or a blob.
+                    if not _is_at(file, path):
+                        raise _lost(key)
+                    _write_at(file, chunk, offset)
+                offset += len(chunk)
+            with self._reachable():
+                os.fsync(file.fileno())
+        return handle
+
+    def assemble(self, key: str, handle: str, parts: Sequence[Part]) -> None:
+        expected = sum(part.size for part in parts)
+        if self.size(key) == expected:
+            return
+        with self._open_parts(key, handle) as file, self._reachable(), _locked(file, fcntl.LOCK_EX):
+            if file.seek(0, os.SEEK_END) == expected:
+                with suppress(FileNotFoundError):  # another call was quicker
+                    self._parts(key, handle).replace(self._path(key))
+        if self.size(key) != expected:
+            raise _lost(key)
+
+    def abort(self, key: str, handle: str) -> None:
+        with self._reachable():
+            self._parts(key, handle).unlink(missing_ok=True)
+
+    def uploads(self) -> Iterator[OpenParts]:
+        return iter(())  # their files are in the listing
+
+    def move(self, source: str, target: str) -> None:
+        path, final = self._path(source), self._path(target)
+        with self._reachable():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with path.open("rb") as file, _locked(file, fcntl.LOCK_EX):
+                    os.fsync(file.fileno())
+                    path.replace(final)
+            except FileNotFoundError:
+                raise _absent(source) from None
+            _sync_directory(final.parent)
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        with self._reachable():
+            temporary = self._path(f"{STAGING}{new_id()}.put")
+            for folder in (path.parent, temporary.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_directory(path.parent)
+
+    def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        path = self._path(key)
+        with self._reachable():
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:
+                raise _absent(key) from None
+        return self._read(file, start, length)
+
+    def _read(self, file: BinaryIO, start: int, length: int | None) -> Iterator[bytes]:
+        with file, self._reachable():
+            file.seek(start)
+            left = length
+            while chunk := file.read(CHUNK if left is None else min(CHUNK, left)):
+                if left is not None:
+                    left -= len(chunk)
+                yield chunk
+
+    def size(self, key: str) -> int | None:
+        with self._reachable():
+            try:
+                return self._path(key).stat().st_size
+            except FileNotFoundError:
+                return None
+
+    def delete(self, key: str) -> None:
+        with self._reachable():
+            self._path(key).unlink(missing_ok=True)
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        with self._reachable():
+            for path in (self.root / prefix).rglob("*"):
+                with suppress(FileNotFoundError):  # moved or deleted while listing
+                    facts = path.stat()
+                    if path.is_file():
+                        modified = datetime.fromtimestamp(facts.st_mtime, UTC)
+                        key = path.relative_to(self.root).as_posix()
+                        yield Stored(key, facts.st_size, modified)
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_path(key)
+
+    def _parts(self, key: str, handle: str) -> Path:
+        return self._path(f"{key}.{handle}")
+
+    def _open_parts(self, key: str, handle: str) -> BinaryIO:
+        with self._reachable():
+            try:
+                return self._parts(key, handle).open("r+b")
+            except FileNotFoundError:
+                raise _lost(key) from None
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            free = ""
+            with suppress(OSError):
+                free = f" ({shutil.disk_usage(self.root).free >> 20} MiB free)"
+            raise Unavailable(
+                f"The store in {self.root} cannot be used: {error.strerror or error}{free}.",
+                hint="Check that the folder exists, is writable and has room.",
+            ) from error
+
+
+def _absent(key: str) -> NotFound:
+    return NotFound(f"{key} is not in the store.")
+
+
+def _lost(key: str) -> UploadLost:
+    return UploadLost(f"The store has no open upload {key}.", hint="Begin the upload again.")
+
+
+def _write_at(file: BinaryIO, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[written:], offset + written
+
+
+@contextmanager
+def _locked(file: BinaryIO, mode: int) -> Iterator[None]:
+    fcntl.flock(file, mode)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the rename itself durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,84 @@
+"""Evaluation: mlx-lm's test loss, the sweep over a run's checkpoints, and the proof."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from espalier.states import Reason
+from tests.integration.engine.child import Child
+
+ChildRunner = Callable[..., Child]
+
+
+def test_sweep(trained: Child, inputs: dict[str, Path], child: ChildRunner) -> None:
+    adapter = trained.output("adapter")
+    run = child("eval", {"sweep": True, "test_batches": 3}, inputs | {"adapter": adapter})
+    assert run.done.state == "succeeded"
+    losses = run.series("test_loss")
+    assert list(losses) == [8, 16, 24]
+    rows = run.tables()["checkpoints"].rows
+    assert [row[0] for row in rows] == [8, 16, 24]
+    assert [row[3] for row in rows].count(True) == 1
+    assert min(rows, key=lambda row: row[1])[3]  # type: ignore[arg-type,return-value]
+    assert run.series("best_step")[24] in losses
+    assert run.series("perplexity")[24] == pytest.approx(math.exp(losses[24]))
+    proof = run.proofs()["perplexity_below_base"]
+    assert proof.ok
+    assert proof.value == run.series("perplexity")[24]
+    assert proof.limit == run.series("base_perplexity")[24]
+    report = json.loads((run.output("report") / "report.json").read_text())
+    assert report["metrics"]["test_loss"] == losses[24]
+    assert "| 24 |" in (run.output("report") / "report.md").read_text()
+
+
+def test_the_loss_is_that_of_mlx_lm(
+    trained: Child, inputs: dict[str, Path], inside: ChildRunner
+) -> None:
+    adapter = trained.output("adapter")
+    spec = {"test_batches": 5, "seed": 11, "compare_base": False}
+    ours = inside("eval", spec, inputs | {"adapter": adapter})
+    flags = ["--test", "--test-batches", "5", "--seed", "11", "--batch-size", "4"]
+    where = ["--model", inputs["model"], "--data", inputs["data"], "--adapter-path", adapter]
+    theirs = subprocess.run(
+        [sys.executable, "-m", "mlx_lm", "lora", *flags, *map(str, where)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = re.search(r"Test loss ([\d.]+), Test ppl ([\d.]+)\.", theirs.stdout)
+    assert found
+    assert ours.series("test_loss")[24] == pytest.approx(float(found[1]), abs=6e-4)
+    assert "base_test_loss" not in ours.series("test_loss")
+
+
+def test_without_an_adapter_the_model_itself_is_measured(
+    inputs: dict[str, Path], inside: ChildRunner
+) -> None:
+    run = inside("eval", {"split": "valid", "test_batches": 2}, inputs)
+    assert set(run.series("perplexity")) == {0}
+    assert run.series("tokens")[0] > 100
+    assert not run.proofs()
+
+
+def test_what_cannot_be_measured_is_refused(
+    trained: Child, inputs: dict[str, Path], inside: ChildRunner, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(inputs["data"], data)
+    (data / "test.jsonl").unlink()
+    run = inside("eval", {}, inputs | {"data": data})
+    assert (run.error.code, "no test.jsonl" in run.error.message) == (Reason.BAD_INPUT, True)
+    adapter = tmp_path / "adapter"
+    shutil.copytree(trained.output("adapter"), adapter)
+    (adapter / "adapters.safetensors").unlink()
+    run = inside("eval", {}, inputs | {"adapter": adapter})
+    assert run.error.code is Reason.BAD_INPUT
+    assert "no adapters.safetensors" in run.error.message

@@ -1,0 +1,5 @@
+"""``python -m web``: see web.serve."""
+
+from web.serve import main
+
+main()

@@ -1,0 +1,81 @@
+"""The numbers at the top of a job's page: which ones matter for its kind, and when it will end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from espalier.states import JobState
+from web.pages.format import between, duration, number, size
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One number with its name; ``more`` stands small behind it."""
+
+    name: str
+    value: str
+    more: str = ""
+
+
+#: Metric → what a person calls it, in the order shown.
+_METRICS = {
+    "train_loss": "train loss",
+    "val_loss": "validation loss",
+    "test_loss": "test loss",
+    "perplexity": "perplexity",
+    "base_perplexity": "base perplexity",
+    "best_step": "best step",
+    "token_match": "tokens matched",
+    "bits_per_weight": "bits per weight",
+    "tokens_per_second": "tokens/s",
+    "tokens": "tokens",
+}
+
+
+def remaining(job: Mapping[str, Any], pace: tuple[int, float] | None) -> float | None:
+    """Return the seconds a running job still needs, from its measured pace; None when unknown.
+
+    ``pace`` is (steps, seconds) of the running attempt; without it the part that is done since
+    the attempt began is what counts.
+    """
+    progress = job["progress"]
+    if job["state"] != JobState.RUNNING or not progress or not progress["total"]:
+        return None
+    left = progress["total"] - progress["done"]
+    if pace and progress["unit"] == "steps":
+        steps, seconds = pace
+        return float(left * seconds / steps)
+    attempt = job["attempts"][-1] if job["attempts"] else None
+    elapsed = between(attempt["started_at"], None) if attempt else None
+    done = progress["done"] - ((attempt and attempt["resumed_from_step"]) or 0)
+    return float(left * elapsed / done) if elapsed and done > 0 else None
+
+
+def facts(job: Mapping[str, Any], left: float | None) -> list[Fact]:
+    """Return the facts of a job's document."""
+    found = []
+    if progress := job["progress"]:
+        share = f"{progress['done'] / progress['total']:.0%}" if progress["total"] else "–"
+        of = f"{number(progress['done'])} / {number(progress['total'])} {progress['unit']}"
+        found.append(Fact("progress", share, of))
+    if left is not None:
+        found.append(Fact("time left", f"≈ {duration(left)}"))
+    metrics = job["metrics"]
+    found += [Fact(name, number(metrics[key])) for key, name in _METRICS.items() if key in metrics]
+    if (memory := _memory(job)) is not None:
+        found.append(memory)
+    if job["started_at"]:
+        found.append(Fact("took" if job["finished_at"] else "running for", _elapsed(job)))
+    return found
+
+
+def _memory(job: Mapping[str, Any]) -> Fact | None:
+    peaks = [a["peak_memory_bytes"] for a in job["attempts"] if a["peak_memory_bytes"]]
+    current = job["attempts"][-1]["memory_bytes"] if job["attempts"] else None
+    if not peaks:
+        return None
+    return Fact("peak memory", size(max(peaks)), f"now {size(current)}" if current else "")
+
+
+def _elapsed(job: Mapping[str, Any]) -> str:
+    return duration(between(job["started_at"], job["finished_at"]))

@@ -1,0 +1,158 @@
+"""How values are written for people: the filters that templates use."""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from flask import Flask, url_for
+from markupsafe import Markup
+
+from espalier.errors import InvalidInput
+from espalier.refs import ArtifactRef, JobRef, parse_ref
+
+STATIC = Path(__file__).parents[1] / "static"
+_STEPS = ((60, 1, "s"), (3600, 60, "min"), (86_400, 3600, "h"), (float("inf"), 86_400, "d"))
+
+
+def moment(value: str | datetime | None) -> datetime | None:
+    """Return an aware datetime from the ISO text of a document."""
+    if value is None or isinstance(value, datetime):
+        return value
+    return datetime.fromisoformat(value.replace("Z", "+00:00"))
+
+
+def ago(value: str | datetime | None) -> Markup:
+    """Return a ``<time>`` that says how long ago, with the exact moment as its title."""
+    at = moment(value)
+    if at is None:
+        return Markup('<span class="muted">–</span>')
+    exact = at.astimezone(UTC)
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        exact.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        exact.strftime("%Y-%m-%d %H:%M:%S UTC"),
+        relative((datetime.now(UTC) - exact).total_seconds()),
+    )
+
+
+def relative(seconds: float) -> str:
+    """Return "now", "40 s ago", "3 min ago", "2 h ago", "5 d ago"."""
+    if seconds < 5:
+        return "now"
+    for limit, unit, name in _STEPS:
+        if seconds < limit:
+            return f"{int(seconds // unit)} {name} ago"
+    raise AssertionError("the last step has no limit")
+
+
+def duration(seconds: float | None) -> str:
+    """Return "4.2 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def between(start: str | datetime | None, end: str | datetime | None) -> float | None:
+    """Return the seconds from start to end; to now while there is no end."""
+    first = moment(start)
+    if first is None:
+        return None
+    return ((moment(end) or datetime.now(UTC)) - first).total_seconds()
+
+
+def size(value: float | None) -> str:
+    """Return bytes as "512 B", "3.4 MiB", "21.3 GiB"."""
+    if value is None:
+        return "–"
+    amount = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return (
+                f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+            )
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def number(value: Any) -> str:
+    """Return a number with the digits that matter; anything else as text."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        whole = int(value)
+        return f"{whole:,}".replace(",", "\u202f") if abs(whole) >= 10_000 else str(whole)
+    if isinstance(value, float):
+        small = 0 < abs(value) < 0.001
+        return f"{value:.2e}" if small else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)
+
+
+def cell(value: Any, column: str) -> str:
+    """Return a table's cell: bytes by their column's name, numbers in one width."""
+    if "bytes" in column and value is not None:
+        return size(value)
+    if isinstance(value, float) and 0.001 <= abs(value) < 10:
+        return f"{value:.4f}"
+    return number(value)
+
+
+def ref_url(text: str) -> str | None:
+    """Return the page of a reference, if this server has one for it."""
+    try:
+        ref = parse_ref(text)
+    except InvalidInput:
+        return None
+    if isinstance(ref, JobRef):
+        return url_for("pages.job", job_id=ref.job)
+    if not isinstance(ref, ArtifactRef):
+        return None
+    if ref.selector is None:
+        return url_for("pages.artifact", project=ref.project, name=ref.name)
+    chosen = ref.version or ref.selector
+    return url_for("pages.version", project=ref.project, name=ref.name, selector=chosen)
+
+
+def without(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return a mapping without one of its keys."""
+    return {k: v for k, v in value.items() if k != key}
+
+
+def as_yaml(value: Any) -> str:
+    """Return a document as YAML, in the order it has."""
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=88)
+    return text
+
+
+@cache
+def _digest(name: str) -> str:
+    return hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:10]
+
+
+def asset(name: str) -> str:
+    """Return a static file's address, which changes with its content."""
+    return url_for("static", filename=name, v=_digest(name))
+
+
+def register_filters(app: Flask) -> None:
+    """Give the templates these functions."""
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    app.jinja_env.filters.update(
+        ago=ago,
+        cell=cell,
+        duration=duration,
+        number=number,
+        ref_url=ref_url,
+        size=size,
+        without=without,
+        yaml=as_yaml,
+    )
+    app.jinja_env.globals.update(asset=asset, between=between)

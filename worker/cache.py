@@ -1,0 +1,138 @@
+"""Blobs on this machine, by sha256: what one job has fetched, the next one finds.
+
+Verified when they arrive and trusted afterwards; hashing a 16 GB model again for each job would
+cost more than starting it. An attempt sees its inputs as hard links, so that a blob that is
+thrown out while it is in use stays whole for whom it serves, also across processes.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from espalier.errors import EspalierError
+from espalier.messages import FileEntry
+from espalier.refs import check_path
+from espalier.transfer import Progress, Transfer, each
+
+log = logging.getLogger("worker")
+
+#: Bytes left free on the disk whatever the budget says: checkpoints have to fit too.
+DISK_RESERVE = 1 << 30
+#: Seconds after which an unfinished download counts as given up.
+_PART_AGE = 86_400
+
+
+class NoRoom(EspalierError):
+    """The inputs do not fit into the cache's budget or onto the disk."""
+
+
+class BlobCache:
+    """A directory of blobs within a budget of bytes; the least recently used go first."""
+
+    def __init__(self, root: Path, budget: int, transfer: Transfer) -> None:
+        self._root = root
+        self._budget = budget
+        self._transfer = transfer
+        root.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        return self._root / sha256[:2] / sha256
+
+    def has(self, entry: FileEntry) -> bool:
+        """Say whether the blob is here, whole, and note that it is wanted."""
+        path = self.path(entry.sha256)
+        try:
+            if path.stat().st_size != entry.size:
+                path.unlink()
+                return False
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def lay_out(self, entries: Iterable[FileEntry], directory: Path, progress: Progress) -> None:
+        """Make ``directory`` hold the entries at their paths, fetching what is not here.
+
+        Raises NoRoom, NotFound when the store has lost a blob, Unavailable, and what
+        ``progress`` raises.
+        """
+        entries = tuple(entries)
+        self.make_room(entries)
+        targets = [(entry, directory / check_path(entry.path)) for entry in entries]
+        for _, target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        each(lambda item: self._place(item[0], item[1], progress), targets)
+
+    def _place(self, entry: FileEntry, target: Path, progress: Progress) -> None:
+        path = self.path(entry.sha256)
+        while True:
+            if self.has(entry):
+                progress(entry.size)
+            else:
+                self._transfer.pull_file(entry, path, progress)
+                path.chmod(0o444)  # a link shares the bytes: no job may write into them
+            try:
+                _link(path, target)
+            except FileNotFoundError:  # thrown out by another worker in this very moment
+                continue
+            return
+
+    def make_room(self, entries: Iterable[FileEntry]) -> None:
+        """Throw out the least recently used blobs until what is missing fits."""
+        entries = tuple(entries)
+        wanted = {entry.sha256: entry for entry in entries}
+        whole = sum(entry.size for entry in wanted.values())
+        if whole > self._budget:
+            raise NoRoom(
+                f"The inputs have {whole:,} bytes, the cache's budget is {self._budget:,}.",
+                hint="Raise ESPALIER_CACHE_BYTES on this worker.",
+            )
+        missing = sum(entry.size for entry in wanted.values() if not self.has(entry))
+        if not missing:
+            return
+        kept = _by_age(self._root)
+        used = sum(stat.st_size for _, stat in kept)
+        free = shutil.disk_usage(self._root).free - DISK_RESERVE
+        for path, stat in kept:
+            if used + missing <= self._budget and missing <= free:
+                break
+            if path.name not in wanted and stat.st_nlink == 1:
+                path.unlink(missing_ok=True)
+                used -= stat.st_size
+                free += stat.st_size
+                log.info("cache: threw out %s (%d bytes)", path.name, stat.st_size)
+        if missing > free:
+            raise NoRoom(
+                f"The inputs need {missing:,} more bytes; the disk has {max(free, 0):,} to give.",
+                hint=f"Free space on the volume of {self._root}.",
+            )
+
+
+def _by_age(root: Path) -> list[tuple[Path, os.stat_result]]:
+    """Return every blob that could go with its facts, the least recently used first."""
+    found = []
+    for path in root.glob("??/*"):
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            continue
+        if not path.name.startswith(".") or time.time() - stat.st_mtime > _PART_AGE:
+            found.append((path, stat))
+    return sorted(found, key=lambda item: item[1].st_mtime_ns)
+
+
+def _link(path: Path, target: Path) -> None:
+    """Hard-link, or copy where the disks differ or the file system has no links."""
+    try:
+        target.hardlink_to(path)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        shutil.copyfile(path, target)

@@ -1,0 +1,173 @@
+"""The child process: one per attempt, in a session of its own, watched from outside.
+
+Spawned, never forked: Metal does not survive a fork. It gets its task and its orders on stdin
+and ends when stdin does; it tells events on a pipe of its own; stdout and stderr are the log.
+The whole group is ended with ``killpg``, and so is whatever it leaves behind.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from pydantic import ValidationError
+
+from espalier.messages import EVENT, EngineTask, Event, Order
+from worker.groups import end_group, group_memory, signal_group
+from worker.machine import keep_awake
+
+log = logging.getLogger("worker")
+
+#: Seconds between two looks at the group's memory.
+SAMPLE_SECONDS = 1.0
+#: What a child may know of the worker's environment. A list of what is allowed: secrets have too
+#: many names to be listed.
+_ALLOWED = frozenset(
+    "CC CPATH CXX HOME LANG LANGUAGE LD_LIBRARY_PATH LIBRARY_PATH LOGNAME MACOSX_DEPLOYMENT_TARGET"
+    " PATH PYTHONPATH SDKROOT SHELL TMPDIR TZ USER VIRTUAL_ENV XDG_CACHE_HOME"
+    " __CF_USER_TEXT_ENCODING".split()
+)
+_ALLOWED_PREFIXES = ("DYLD_", "LC_", "METAL_", "MLX_", "MTL_", "OMP_")
+
+OnEvent = Callable[[Event], None]
+OnLog = Callable[[bytes], None]
+OnMemory = Callable[[int, int], None]
+
+
+def environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the child's environment: what it needs of the worker's, and no secret."""
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
+    }
+    return kept | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Who hears what the child says: each is called from a thread of its own."""
+
+    event: OnEvent
+    log: OnLog
+    memory: OnMemory  # bytes now, peak bytes
+    ended: Callable[[], None]
+
+
+class Child:
+    """A running engine."""
+
+    def __init__(
+        self,
+        task: EngineTask,
+        cwd: Path,
+        listeners: Listeners,
+        module: str = "worker.engine",
+    ) -> None:
+        read_end, write_end = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                # -P: no module may come from the directory the child runs in.
+                [sys.executable, "-P", "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=environment(os.environ) | {"ESPALIER_EVENTS_FD": str(write_end)},
+                pass_fds=(write_end,),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        self.pid = self._process.pid
+        self.peak_memory = 0
+        self.exit_status: int | None = None
+        self._listeners = listeners
+        self._ended = threading.Event()
+        self._stdin_lock = threading.Lock()
+        self._readers = [
+            self._thread("log", self._read_log),
+            self._thread("events", partial(self._read_events, os.fdopen(read_end, "rb"))),
+        ]
+        self._write(task.model_dump_json())
+        self._thread("memory", self._sample)
+        self._thread("wait", self._wait)
+        keep_awake(self.pid)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone and everything it said has been heard."""
+        return self._ended.is_set()
+
+    def cancel(self, attempt_id: str) -> None:
+        """Order it to write a checkpoint and end."""
+        self._write(Order(order="cancel", attempt_id=attempt_id).model_dump_json())
+
+    def kill(self) -> None:
+        """End the whole group, those who ignore SIGTERM too; returns when it is gone."""
+        end_group(self.pid)
+        self._ended.wait()
+
+    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=work, name=f"{name}-{self.pid}", daemon=True)
+        thread.start()
+        return thread
+
+    def _write(self, line: str) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        with self._stdin_lock:
+            try:
+                stdin.write(line.encode() + b"\n")
+                stdin.flush()
+            except (BrokenPipeError, ValueError):
+                log.debug("child %d no longer listens", self.pid)
+
+    def _read_log(self) -> None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        while chunk := os.read(stdout.fileno(), 1 << 16):
+            self._listeners.log(chunk)
+
+    def _read_events(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            for line in pipe:
+                try:
+                    event = EVENT.validate_json(line)
+                except ValidationError as error:
+                    log.warning("child %d said no event: %.200r (%s)", self.pid, line, error)
+                    continue
+                try:
+                    self._listeners.event(event)
+                except Exception:  # an unread pipe would stop the child
+                    log.exception("child %d: event %s", self.pid, event.type)
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            now = group_memory(self.pid)
+            self.peak_memory = max(self.peak_memory, now)
+            self._listeners.memory(now, self.peak_memory)
+
+    def _wait(self) -> None:
+        self.exit_status = self._process.wait()
+        # Helpers it left behind would hold the pipes open, and the GPU.
+        signal_group(self.pid, signal.SIGKILL)
+        for reader in self._readers:
+            reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                with suppress(OSError):  # what it never read
+                    pipe.close()
+        self._ended.set()
+        self._listeners.ended()

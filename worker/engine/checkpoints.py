@@ -1,0 +1,157 @@
+"""Checkpoints from which training goes on exactly: bit for bit on one machine.
+
+A checkpoint is a folder, written under another name and renamed when complete:
+
+=============================  ==================================================
+``adapters.safetensors``       the trained weights
+``adapter_config.json``        as mlx-lm writes it, so the folder is an adapter too
+``optimizer.safetensors``      the optimizer's state
+``gradients.safetensors``      only between two updates of an accumulation
+``state.safetensors``          MLX's and numpy's generators, data order, running sums
+``state.json``                 step, position in the data, trained tokens
+``<step>_adapters.safetensors``  the run's earlier checkpoints, so that none is lost with a worker
+=============================  ==================================================
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
+
+from worker.engine.adapters import adapter_name, load_adapter, save_adapter
+from worker.engine.data import Batches
+from worker.engine.report import BadInput, write_json
+
+#: Version of the layout above.
+FORMAT = 1
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run is. Sums run since the last report and are MLX arrays, so nothing waits."""
+
+    step: int = 0
+    losses: Any = field(default_factory=lambda: mx.array(0.0))
+    tokens: Any = field(default_factory=lambda: mx.array(0))
+    steps: int = 0
+    seconds: float = 0.0
+    trained_tokens: int = 0
+    gradients: Any = None
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a finished file a second name; copy it where the disk has no hard links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def save(
+    directory: Path, adapter: Path, model: Any, optimizer: Any, progress: Progress, batches: Batches
+) -> None:
+    """Write the checkpoint of ``progress.step`` to ``directory``.
+
+    ``adapter`` is the run's adapter folder: its config and earlier checkpoints are linked in.
+    """
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for path in adapter.glob("*_adapters.safetensors"):
+        link(path, partial / path.name)
+    link(adapter / "adapter_config.json", partial / "adapter_config.json")
+    current = adapter / adapter_name(progress.step)
+    if current.is_file():
+        link(current, partial / "adapters.safetensors")
+    else:
+        save_adapter(model, partial / "adapters.safetensors")
+    mx.save_safetensors(str(partial / "optimizer.safetensors"), dict(tree_flatten(optimizer.state)))
+    if progress.gradients is not None:
+        mx.save_safetensors(
+            str(partial / "gradients.safetensors"), dict(tree_flatten(progress.gradients))
+        )
+    _save_state(partial, progress, batches)
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+
+
+def _save_state(directory: Path, progress: Progress, batches: Batches) -> None:
+    drawn = batches.state()
+    arrays = {
+        "mlx_rng": mx.random.state[0],
+        "numpy_rng": mx.array(drawn["keys"]),
+        "order": mx.array(drawn["order"].astype(np.int64)),
+        "losses": progress.losses,
+        "tokens": progress.tokens,
+    }
+    mx.save_safetensors(str(directory / "state.safetensors"), arrays)
+    scalars = {
+        "format": FORMAT,
+        "step": progress.step,
+        "steps": progress.steps,
+        "seconds": progress.seconds,
+        "trained_tokens": progress.trained_tokens,
+        "numpy_rng": drawn["rng"],
+        "position": drawn["position"],
+        "truncated": batches.truncated,
+    }
+    write_json(directory / "state.json", scalars)
+
+
+def restore(
+    directory: Path, adapter: Path, model: Any, optimizer: Any, batches: Batches
+) -> Progress:
+    """Put a run back where ``save`` left it; return where that is.
+
+    Raises BadInput when the folder is not a checkpoint of this run's shape.
+    """
+    try:
+        scalars = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+        arrays = mx.load(str(directory / "state.safetensors"))
+        load_adapter(model, directory / "adapters.safetensors")
+        optimizer.init(model.trainable_parameters())
+        optimizer.state = _load_tree(directory / "optimizer.safetensors")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(
+            f"The checkpoint cannot be read: {error}.", "Retry the job without its checkpoints."
+        ) from error
+    high, low = arrays["mlx_rng"].tolist()
+    mx.random.seed((high << 32) | low)
+    batches.restore(
+        {
+            "keys": np.array(arrays["numpy_rng"]),
+            "order": np.array(arrays["order"]),
+            "rng": scalars["numpy_rng"],
+            "position": scalars["position"],
+        }
+    )
+    batches.truncated = scalars["truncated"]
+    for path in directory.glob("*_adapters.safetensors"):
+        shutil.copyfile(path, adapter / path.name)
+    gradients = directory / "gradients.safetensors"
+    return Progress(
+        step=scalars["step"],
+        losses=arrays["losses"],
+        tokens=arrays["tokens"],
+        steps=scalars["steps"],
+        seconds=scalars["seconds"],
+        trained_tokens=scalars["trained_tokens"],
+        gradients=_load_like(model, gradients) if gradients.is_file() else None,
+    )
+
+
+def _load_tree(path: Path) -> Any:
+    return tree_unflatten(list(mx.load(str(path)).items()))
+
+
+def _load_like(model: Any, path: Path) -> Any:
+    """Load a gradient: a tree of the model's shape, whose empty branches no file keeps."""
+    values = mx.load(str(path))
+    return tree_map_with_path(lambda name, _: values[name], model.trainable_parameters())

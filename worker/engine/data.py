@@ -1,0 +1,223 @@
+"""Data sets: read and checked whole before a step is taken, and drawn in mlx-lm's own order."""
+
+import json
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlx_lm.tuner.datasets import (
+    CacheDataset,
+    ChatDataset,
+    CompletionsDataset,
+    TextDataset,
+    create_dataset,
+)
+from mlx_lm.tuner.trainer import iterate_batches
+
+from espalier.specs import EvalSpec, TrainSpec
+from worker.engine.report import BadInput
+
+_FEATURES = ("prompt_feature", "completion_feature", "text_feature", "chat_feature")
+
+
+def read_rows(directory: Path, split: str) -> list[dict[str, Any]] | None:
+    """Return the rows of ``<split>.jsonl``, or None without such a file.
+
+    Raises BadInput naming file and line for a line that is no JSON object, and for an empty file.
+    """
+    path = directory / f"{split}.jsonl"
+    if not path.is_file():
+        return None
+    rows = []
+    with path.open(encoding="utf-8", errors="strict") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                rows.append(_row(path.name, number, line))
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{path.name} is not UTF-8 text: {error}.") from error
+    if not rows:
+        raise BadInput(
+            f"{path.name} has no rows.", "Put rows into it, or leave the file out of the data set."
+        )
+    return rows
+
+
+def _row(name: str, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise BadInput(
+            f"{name} line {number} is not JSON: {error}.", "Write one JSON object per line."
+        ) from error
+    if not isinstance(row, dict):
+        raise BadInput(f"{name} line {number} is not a JSON object: {line.strip():.80}")
+    return row
+
+
+def open_split(
+    directory: Path, split: str, tokenizer: Any, spec: TrainSpec | EvalSpec | None = None
+) -> Any | None:
+    """Return a split as mlx-lm's CacheDataset, checked, or None without such a file.
+
+    The format is mlx-lm's: found from the first row (prompt and completion, messages, text).
+    Raises BadInput naming file and line for a row of another format.
+    """
+    rows = read_rows(directory, split)
+    if rows is None:
+        return None
+    config = types.SimpleNamespace(mask_prompt=bool(spec and spec.mask_prompt))
+    for key in _FEATURES:
+        if value := getattr(spec, key, None):
+            setattr(config, key, value)
+    try:
+        dataset = create_dataset(rows, tokenizer, config)
+    except ValueError as error:
+        raise BadInput(
+            f"{split}.jsonl: {str(error).splitlines()[0]}",
+            "Rows hold text, prompt and completion, or messages; mask_prompt needs one of the"
+            " latter two.",
+        ) from error
+    _check_rows(f"{split}.jsonl", rows, dataset)
+    return CacheDataset(dataset)
+
+
+def _needs(dataset: Any) -> dict[str, type]:
+    """The keys each row of a data set must have, and the type of their values."""
+    if isinstance(dataset, TextDataset):
+        return {dataset.text_key: str}
+    if isinstance(dataset, CompletionsDataset):
+        return {dataset.prompt_key: str, dataset.completion_key: str}
+    if isinstance(dataset, ChatDataset):
+        return {dataset.chat_key: list}
+    return {}
+
+
+def _check_rows(name: str, rows: list[dict[str, Any]], dataset: Any) -> None:
+    if not isinstance(dataset, TextDataset) and not dataset.tokenizer.chat_template:
+        raise BadInput(
+            f"{name} holds conversations, and the model's tokenizer has no chat template.",
+            "Use an instruction-tuned model, or rows with text.",
+        )
+    needs = _needs(dataset)
+    for number, row in enumerate(rows, 1):
+        for key, kind in needs.items():
+            if not isinstance(row.get(key), kind) or not row[key]:
+                found = "is missing" if key not in row else f"is {row[key]!r:.40}"
+                raise BadInput(
+                    f"{name} line {number}: {key} {found}. The first row says that every row has"
+                    f" {' and '.join(needs)}.",
+                    "Make all rows of one format.",
+                )
+
+
+def check_size(name: str, dataset: Any, batch_size: int) -> None:
+    """Raise BadInput when a split cannot fill one batch."""
+    if len(dataset) < batch_size:
+        raise BadInput(
+            f"{name}.jsonl has {len(dataset)} rows, fewer than batch_size {batch_size}.",
+            f"Set batch_size to {len(dataset)} or less, or add rows.",
+        )
+
+
+def check_targets(name: str, dataset: Any, max_seq_length: int) -> None:
+    """Raise BadInput for a row that leaves nothing to learn: its loss would be 0/0, NaN.
+
+    That is a row whose prompt alone fills ``max_seq_length`` under mask_prompt, or one of a
+    single token. Tokenizes the whole split; the tokens are kept for training.
+    """
+    for index in range(len(dataset)):
+        tokens, offset = dataset[index]
+        # Token i predicts token i + 1, and mlx-lm masks targets at positions below the offset.
+        if min(len(tokens), max_seq_length) - 1 < max(offset, 1):
+            raise BadInput(
+                f"{name}.jsonl line {index + 1} leaves no target token: its prompt has {offset}"
+                f" of {len(tokens)} tokens, and max_seq_length is {max_seq_length}.",
+                "Raise max_seq_length, shorten the prompt or drop the row.",
+            )
+
+
+class Rows:
+    """Rows that are tokens already, in the shape mlx-lm's CacheDataset wraps."""
+
+    def __init__(self, rows: list[tuple[list[int], int]]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[list[int], int]:
+        return self._rows[index]
+
+    def process(self, row: tuple[list[int], int]) -> tuple[list[int], int]:
+        return row
+
+
+class Batches:
+    """mlx-lm's ``iterate_batches`` with a generator of its own that can be saved and restored.
+
+    mlx-lm draws the order of batches, in training and in each validation, from numpy's global
+    generator. The same draws are made here in the same order from a private one, so the batches
+    are those of ``mlx_lm.lora``; and generator, permutation and position are one checkpoint's
+    worth of state. ``truncated`` is the longest row met that was cut to max_seq_length, in tokens.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.RandomState(seed)
+        self.order: Any = np.zeros(0, np.int64)
+        self.position = 0
+        self.truncated = 0
+
+    def __call__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        max_seq_length: int,
+        loop: bool = False,
+        seed: int | None = None,
+        comm_group: Any = None,
+    ) -> Iterator[Any]:
+        """Yield ``(tokens [batch, length], spans [batch, 2])``; for ever with ``loop``."""
+        groups = _groups(dataset, batch_size)
+        draws = self._draw(len(groups)) if loop else iter(self.rng.permutation(len(groups)))
+        for drawn in draws:
+            rows = [self._cut(dataset[i], max_seq_length) for i in groups[drawn]]
+            batch = CacheDataset(Rows(rows))
+            yield next(iterate_batches(batch, batch_size, max_seq_length, comm_group=comm_group))
+
+    def _draw(self, count: int) -> Iterator[int]:
+        while True:
+            if self.position >= len(self.order):
+                self.order, self.position = self.rng.permutation(count), 0
+            self.position += 1
+            yield int(self.order[self.position - 1])
+
+    def _cut(self, row: tuple[list[int], int], limit: int) -> tuple[list[int], int]:
+        tokens, offset = row
+        if len(tokens) > limit:
+            self.truncated = max(self.truncated, len(tokens))
+        return tokens[:limit], offset
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``restore`` needs: two integer arrays and three scalars."""
+        _, keys, position, has_gauss, gauss = self.rng.get_state()
+        return {
+            "keys": keys,
+            "order": self.order,
+            "rng": [int(position), int(has_gauss), float(gauss)],
+            "position": self.position,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        position, has_gauss, gauss = state["rng"]
+        self.rng.set_state(("MT19937", state["keys"], position, has_gauss, gauss))
+        self.order = state["order"]
+        self.position = state["position"]
+
+
+def _groups(dataset: Any, batch_size: int) -> list[list[int]]:
+    """Row numbers by batch, sorted as mlx-lm sorts them; what does not fill a batch is left out."""
+    order = sorted(range(len(dataset)), key=dataset.itemlen)
+    last = len(order) - batch_size + 1
+    return [order[i : i + batch_size] for i in range(0, last, batch_size)]

@@ -1,0 +1,131 @@
+"""An attempt's inputs as directories: from the team's store, or from a hub."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from espalier.errors import NotFound
+from espalier.messages import Assignment, FileEntry, Input
+from espalier.refs import check_name
+from espalier.states import ArtifactKind
+from espalier.transfer import Progress
+from espalier.vetting import vet_folder
+from worker.cache import BlobCache
+from worker.control import patiently
+from worker.stop import Stop
+
+log = logging.getLogger("worker")
+
+DEFAULT_HUB = "https://huggingface.co"
+#: What is fetched of a repository: weights and text, nothing a loader could run.
+_MODEL_FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.jsonl",
+    "*.jinja",
+    "*.tiktoken",
+    "*.txt",
+    "tokenizer.model",
+)
+_DATA_FILES = ("*.jsonl", "*.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Directories on this machine: role → input, and the checkpoint to resume from."""
+
+    inputs: dict[str, Path]
+    resume: Path | None
+
+
+class Inputs:
+    """Where inputs come from. ``hub_cache`` is shared by all workers of a machine."""
+
+    def __init__(self, cache: BlobCache, hub_cache: Path, hub_url: str | None = None) -> None:
+        self._cache = cache
+        self._hub_cache = hub_cache
+        self._hub_url = hub_url or DEFAULT_HUB
+
+    def fetch(
+        self, assignment: Assignment, directory: Path, stop: Stop, progress: Progress
+    ) -> Fetched:
+        """Return every input, whole and vetted; waits while the control plane is away.
+
+        ``progress`` counts the bytes of files; a hub's are not known before they are there.
+        Raises InvalidInput for what is refused, NotFound for what is gone, NoRoom, OSError for
+        this machine's disk, and Stopped.
+        """
+        found: dict[str, Path] = {}
+        for item in assignment.inputs:
+            if item.hub_repo:
+                found[item.role] = self._from_hub(item, item.hub_repo, stop)
+            else:
+                target = directory / "inputs" / check_name(item.role, "role")
+                found[item.role] = self._lay_out(item.files, target, stop, progress)
+        resume = None
+        if assignment.resume:
+            target = directory / "checkpoint"
+            resume = self._lay_out(assignment.resume.files, target, stop, progress)
+        for folder in (*found.values(), resume):
+            if folder:
+                vet_folder(folder)
+        return Fetched(found, resume)
+
+    def _lay_out(
+        self, files: Iterable[FileEntry], target: Path, stop: Stop, progress: Progress
+    ) -> Path:
+        lay_out = partial(self._cache.lay_out, files, target, progress)
+        patiently(lay_out, f"Fetching {target.name}", stop.wait)
+        return target
+
+    def _from_hub(self, item: Input, repo: str, stop: Stop) -> Path:
+        """Download a repository; an attempt that stops meanwhile does not wait for it."""
+        is_data = item.kind is ArtifactKind.DATASET
+
+        def download() -> str:
+            from huggingface_hub import snapshot_download
+            from huggingface_hub.utils import disable_progress_bars
+
+            disable_progress_bars()
+            return str(
+                snapshot_download(
+                    repo,
+                    repo_type="dataset" if is_data else "model",
+                    revision=item.hub_revision,
+                    cache_dir=self._hub_cache,
+                    allow_patterns=list(_DATA_FILES if is_data else _MODEL_FILES),
+                    endpoint=self._hub_url,
+                    # The token of the public hub goes nowhere else.
+                    token=None if self._hub_url == DEFAULT_HUB else False,
+                )
+            )
+
+        return Path(_abandonable(download, f"{item.ref} from {self._hub_url}", stop))
+
+
+def _abandonable(work: Callable[[], str], what: str, stop: Stop) -> str:
+    """Run ``work`` in a thread that is left to itself when the attempt has to stop."""
+    done: list[str] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except Exception as error:  # the library raises its own, its client's and the system's
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="hub", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+        stop.check()
+    if failed:
+        raise NotFound(
+            f"{what} cannot be fetched: {type(failed[0]).__name__}: {failed[0]!s:.500}",
+            hint="Check the name, the revision and the worker's way to the hub; a gated model"
+            " needs HF_TOKEN in the worker's environment.",
+        ) from failed[0]
+    return done[0]

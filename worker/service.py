@@ -1,0 +1,222 @@
+"""The worker process: says hello, consumes its own queue, ends cleanly."""
+
+import fcntl
+import hashlib
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from celery import signals
+from celery.exceptions import SecurityWarning
+from celery.worker import state as celery_state
+
+from espalier.client import Client
+from espalier.errors import Conflict, EspalierError, Forbidden, Unauthorized
+from espalier.ids import new_id
+from espalier.messages import Heartbeat, Hello, Machine, Welcome
+from espalier.queue import make_app
+from espalier.refs import check_name
+from espalier.settings import Settings
+from espalier.transfer import Transfer
+from worker.attempt import Tools
+from worker.cache import BlobCache
+from worker.control import PREFIX, Control, patiently
+from worker.inputs import Inputs
+from worker.machine import describe
+from worker.runner import Runner, clear
+from worker.stop import Why
+from worker.tasks import register
+
+log = logging.getLogger("worker")
+
+#: Seconds for an answer of the control plane; a lease is many times longer.
+READ_TIMEOUT = 30.0
+#: Seconds before a second and a third try inside the client; all longer patience is the
+#: attempt's, which hears of orders while it waits.
+BACKOFF = (0.2, 0.5)
+#: Seconds beyond the child's own grace in which a stopping worker tries to publish and finish.
+STOP_SECONDS = 5.0
+#: Seconds from the end of all grace to the end of this process.
+KILL_SECONDS = 3.0
+#: Heartbeats between two looks at disk and battery.
+_MACHINE_EVERY = 12
+
+
+class Service:
+    """One worker process, from hello to the end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        slots: int = 1,
+        state_dir: Path | None = None,
+        engine: str = "worker.engine",
+    ) -> None:
+        self._settings = settings
+        self._slots = slots
+        self._state_dir = state_dir
+        self._engine = engine
+        self._ended = threading.Event()
+        token = settings.token.get_secret_value() if settings.token else ""
+        self._identity = hashlib.sha256(token.encode()).hexdigest()[:16]
+        self._client = Client(settings.url, token, backoff=BACKOFF, read_timeout=READ_TIMEOUT)
+        self._control = Control(self._client, new_id())
+        self._runner: Runner | None = None
+        self._terms = 0
+        self._status = 0
+
+    def run(self) -> int:
+        """Serve until told to end; return the process's exit status."""
+        home = self._settings.home
+        home.mkdir(parents=True, exist_ok=True)
+        # Before hello: a second process of one worker would have the first one's jobs taken away.
+        with _alone(home / "workers-here" / self._identity):
+            machine = describe(home)
+            welcome = self._hello(machine)
+            log.info("this is worker %s (%s)", welcome.name, welcome.worker_id)
+            directory = self._state_dir or home / f"worker-{check_name(welcome.name)}"
+            return self._serve(welcome, machine, directory)
+
+    def _serve(self, welcome: Welcome, machine: Machine, directory: Path) -> int:
+        with _alone(directory):
+            attempts = directory / "attempts"
+            attempts.mkdir(exist_ok=True)
+            clear(attempts)
+            self._runner = Runner(self._tools(welcome, machine), attempts, self.drain)
+            return self._consume(welcome, self._runner)
+
+    def drain(self) -> None:
+        """Take no more tickets; end when the running attempts have."""
+        log.info("draining: no more jobs are taken")
+        celery_state.should_stop = 0
+
+    def stop(self) -> None:
+        """Let children write a checkpoint and end; their jobs go on elsewhere."""
+        log.info("stopping")
+        grace = self._settings.cancel_grace_seconds + STOP_SECONDS
+        if self._runner:
+            self._runner.stop(Why.WORKER_STOPPED, grace)
+        celery_state.should_stop = 0
+        self._exit_after(grace + KILL_SECONDS)
+
+    def kill(self) -> None:
+        """End all children at once, and this process whatever it still does."""
+        log.warning("stopping at once")
+        if self._runner:
+            self._runner.stop(Why.KILLED)
+        self._exit_after(KILL_SECONDS)
+
+    def _exit_after(self, seconds: float) -> None:
+        """End this process if it has not ended by then; a frozen control plane holds threads up."""
+        if not self._ended.wait(seconds):
+            log.warning("not ended in %.0f s: leaving all the same", seconds)
+            os._exit(1)
+
+    def _hello(self, machine: Machine) -> Welcome:
+        hello = Hello(boot_id=self._control.boot_id, machine=machine, slots=self._slots)
+        return patiently(lambda: self._control.hello(hello), "Hello", time.sleep)
+
+    def _tools(self, welcome: Welcome, machine: Machine) -> Tools:
+        home = self._settings.home / "cache"
+        transfer = Transfer(self._client, PREFIX)
+        cache = BlobCache(home / "blobs", self._settings.cache_bytes, transfer)
+        hub = self._settings.upstream_hub or welcome.upstream_hub
+        return Tools(
+            control=self._control,
+            transfer=transfer,
+            inputs=Inputs(cache, home / "hub", hub),
+            memory_limit=machine.memory_limit,
+            cancel_grace_seconds=self._settings.cancel_grace_seconds,
+            engine=self._engine,
+        )
+
+    def _consume(self, welcome: Welcome, runner: Runner) -> int:
+        """Run Celery's worker in this thread until it is told to stop."""
+        app = make_app(welcome.broker_url, welcome.worker_id)
+        register(app, runner)
+        warnings.filterwarnings("ignore", category=SecurityWarning)  # of pickle: here is only JSON
+        # Celery would set up logging and signal handlers of its own; ours come last.
+        signals.setup_logging.connect(_leave_logging, weak=False)
+        signals.worker_ready.connect(self._on_ready, weak=False)
+        beat = threading.Thread(
+            target=self._beat, args=(runner, welcome.report_seconds), name="heartbeat", daemon=True
+        )
+        beat.start()
+        worker = app.Worker(
+            hostname=f"espalier@{welcome.name}",
+            pool="threads",
+            # One more than jobs: Celery looks for tickets only while a thread is free, and up to
+            # a second late. The scheduler fills slots; a thread more takes what it sends meanwhile.
+            concurrency=self._slots + 1,
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            quiet=True,
+        )
+        try:
+            worker.start()
+        finally:
+            self._ended.set()
+            self._client.close()
+        return self._status or worker.exitcode or 0
+
+    def _on_ready(self, **_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        log.info("ready")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._terms += 1
+        # A handler interrupts the main thread anywhere, perhaps while it holds a lock.
+        work = self.stop if self._terms == 1 else self.kill
+        threading.Thread(target=work, name="stop", daemon=True).start()
+
+    def _beat(self, runner: Runner, seconds: float) -> None:
+        """Send heartbeats while idle; reports are the heartbeats of a busy worker."""
+        count = 0
+        while not self._ended.wait(seconds):
+            if runner.running():
+                continue
+            count += 1
+            machine = None if count % _MACHINE_EVERY else describe(self._settings.home)
+            beat = Heartbeat(boot_id=self._control.boot_id, machine=machine)
+            try:
+                orders = self._control.heartbeat(beat)
+            except (Unauthorized, Forbidden, Conflict) as error:
+                log.error("this worker is not welcome any more: %s", error.detail)
+                self._status = 1
+                self.stop()
+                return
+            except EspalierError as error:
+                log.warning("heartbeat: %s", error.detail)
+                continue
+            seconds = orders.report_seconds
+            runner.obey(orders)
+
+
+def _leave_logging(**_: object) -> None:
+    """Connected to setup_logging: its presence keeps Celery from configuring any."""
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold ``directory`` for this process: two in one would end each other's children."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"Another worker process uses {directory}.",
+                hint="End it first, or give this one another --state-dir.",
+            ) from None
+        yield
