@@ -48,16 +48,33 @@ class Machine(Message):
     on_battery: bool | None = None
 
 
+class Held(Message):
+    """An attempt that an earlier process of this worker left on its disk, unfinished."""
+
+    attempt_id: str
+    boot_id: str  # of the process that had claimed it
+
+
 class Hello(Message):
-    """A worker process has started. ``boot_id`` is new at each start of the process."""
+    """A worker process has started. ``boot_id`` is new at each start of the process.
+
+    ``installation`` names the data directory it runs from: two of them at once under one name
+    are two machines with one token, and the second is refused.
+    """
 
     boot_id: str
     machine: Machine
     slots: int = 1
+    installation: str | None = None
+    held: tuple[Held, ...] = ()
 
 
 class Welcome(Message):
-    """``queue`` is the Celery queue that this worker alone consumes."""
+    """``queue`` is the Celery queue that this worker alone consumes.
+
+    ``inherited`` are those of the held attempts that this process may still report for, publish
+    and finish, under its own ``boot_id``; nothing runs for them any more.
+    """
 
     worker_id: str
     name: str
@@ -66,6 +83,7 @@ class Welcome(Message):
     lease_seconds: float
     report_seconds: float
     upstream_hub: str | None = None
+    inherited: tuple[str, ...] = ()
 
 
 class Heartbeat(Message):
@@ -75,9 +93,12 @@ class Heartbeat(Message):
 
 
 class Order(Message):
-    """``cancel`` checkpoints and ends an attempt; ``drain`` ends the worker after its jobs."""
+    """``cancel`` and ``pause`` checkpoint and end an attempt; ``drain`` ends the worker after its
 
-    order: Literal["cancel", "drain"]
+    jobs. After ``pause`` the job goes on later, perhaps elsewhere.
+    """
+
+    order: Literal["cancel", "pause", "drain"]
     attempt_id: str | None = None
 
 

@@ -47,6 +47,15 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(1 << 40, gt=0)
     part_bytes: int = Field(64 << 20, ge=5 << 20)
     cache_bytes: int = Field(200 << 30, gt=0, description="worker: blob cache budget")
+    memory_limit_bytes: int | None = Field(
+        None, gt=0, description="worker: what a job may use; default by the machine"
+    )
+    disk_reserve_bytes: int = Field(1 << 30, ge=0, description="worker: disk left free")
+    spool_bytes: int = Field(64 << 20, gt=0, description="worker: unsent log text of an attempt")
+    hang_first_seconds: float = Field(
+        1800.0, gt=0, description="worker: for a first step"
+    )
+    hang_floor_seconds: float = Field(120.0, gt=0, description="worker: for a step, at least")
     celery_events: bool = Field(False, description="send Celery's events, for Flower")
 
     @classmethod

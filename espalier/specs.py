@@ -86,6 +86,7 @@ class LrSchedule(Frozen):
 
 
 Optimizer = Literal["adam", "adamw", "muon", "sgd", "adafactor"]
+OnOom = Literal["adapt", "fail"]
 
 
 class TrainSpec(Frozen):
@@ -111,6 +112,10 @@ class TrainSpec(Frozen):
     max_seq_length: int = Field(2048, ge=8, le=1_048_576, description="tokens")
     grad_checkpoint: bool = False
     grad_accumulation_steps: int = Field(1, ge=1, le=65_536)
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="rows computed at once; a batch is the sum of its parts"
+    )
+    on_oom: OnOom = Field("adapt", description="out of memory: smaller steps with the same result, or fail")
     clear_cache_threshold: int = Field(0, ge=0, description="bytes")
     lr_schedule: LrSchedule | None = None
     lora_parameters: LoraParameters = LoraParameters()
@@ -148,6 +153,9 @@ class EvalSpec(Frozen):
     seed: int = Field(0, ge=0, lt=2**32)
     sweep: bool = Field(False, description="test every checkpoint of the adapter")
     compare_base: bool = Field(True, description="test the base without its adapter as well")
+    on_oom: OnOom = Field(
+        "adapt", description="smaller batches, same result; or fail"
+    )
 
     @model_validator(mode="after")
     def _sweep_needs_adapter(self) -> "EvalSpec":

@@ -88,16 +88,38 @@ class Reason(StrEnum):
     BAD_INPUT = "bad_input"  # data, model or spec cannot work; not retried
     PROOF_FAILED = "proof_failed"  # it ran, and what it made is not good enough; not retried
     NAN_LOSS = "nan_loss"  # not retried
-    OUT_OF_MEMORY = "out_of_memory"
-    CODE_ERROR = "code_error"  # the engine raised; charged to max_attempts
+    OUT_OF_MEMORY = "out_of_memory"  # charged when the ladder has no rung left
+    CODE_ERROR = "code_error"  # the engine raised
     KILLED = "killed"  # the child died by a signal it did not expect
-    LEASE_LOST = "lease_lost"  # the worker stopped reporting; not charged
-    UNCLAIMED = "unclaimed"  # the worker never claimed; not charged
-    WORKER_STOPPED = "worker_stopped"  # the worker was told to stop; not charged
+    HUNG = "hung"  # the child made no progress; it was sampled and killed
+    METAL_ABORT = "metal_abort"  # the GPU's driver gave up
+    KERNEL_PANIC = "kernel_panic"  # the machine fell over while it ran
+    DISK_FULL = "disk_full"  # of the worker
     INPUT_LOST = "input_lost"  # an input could not be fetched
+    LEASE_LOST = "lease_lost"  # the worker stopped reporting
+    UNCLAIMED = "unclaimed"  # the worker never claimed
+    WORKER_CRASHED = "worker_crashed"  # its process ended without a word and was started again
+    WORKER_STOPPED = "worker_stopped"  # the worker was told to stop
+    PAUSED = "paused"  # by a person
+    PREEMPTED = "preempted"  # for a job of higher priority
 
 
 #: Failures of what was asked for: the same attempt would fail again.
 NOT_RETRIED = frozenset({Reason.BAD_INPUT, Reason.PROOF_FAILED, Reason.NAN_LOSS})
-#: Failures of machines: never charged to the user's ``max_attempts``.
-NOT_CHARGED = frozenset({Reason.LEASE_LOST, Reason.UNCLAIMED, Reason.WORKER_STOPPED})
+#: Failures of machines: counted apart (``lost``), never charged to the user's ``max_attempts``.
+MACHINE_FAULTS = frozenset(
+    {
+        Reason.KILLED,
+        Reason.HUNG,
+        Reason.METAL_ABORT,
+        Reason.KERNEL_PANIC,
+        Reason.DISK_FULL,
+        Reason.INPUT_LOST,
+        Reason.LEASE_LOST,
+        Reason.UNCLAIMED,
+        Reason.WORKER_CRASHED,
+    }
+)
+#: What people asked for: counted nowhere.
+NO_FAULTS = frozenset({Reason.WORKER_STOPPED, Reason.PAUSED, Reason.PREEMPTED})
+NOT_CHARGED = MACHINE_FAULTS | NO_FAULTS

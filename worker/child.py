@@ -21,7 +21,7 @@ from typing import IO
 from pydantic import ValidationError
 
 from espalier.messages import EVENT, EngineTask, Event, Order
-from worker.groups import end_group, group_memory, signal_group
+from worker.groups import end_group, group_memory, remember, signal_group
 from worker.machine import keep_awake
 
 log = logging.getLogger("worker")
@@ -63,13 +63,14 @@ class Listeners:
 
 
 class Child:
-    """A running engine."""
+    """A running engine; ``record`` is where its group is written down (worker.groups)."""
 
     def __init__(
         self,
         task: EngineTask,
         cwd: Path,
         listeners: Listeners,
+        record: Path,
         module: str = "worker.engine",
     ) -> None:
         read_end, write_end = os.pipe()
@@ -91,6 +92,8 @@ class Child:
         finally:
             os.close(write_end)
         self.pid = self._process.pid
+        # Before it is told what to do: whatever it does, the worker's next start can end it.
+        remember(record, self.pid)
         self.peak_memory = 0
         self.exit_status: int | None = None
         self._listeners = listeners

@@ -61,7 +61,9 @@ def remember(path: Path, leader: int) -> None:
     with suppress(psutil.Error):
         process = psutil.Process(leader)
         facts = {"pid": leader, "created": process.create_time(), "cmdline": process.cmdline()}
-        path.write_text(json.dumps(facts), encoding="utf-8")
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(facts), encoding="utf-8")
+        fresh.replace(path)
 
 
 def end_remembered(path: Path) -> bool:

@@ -9,9 +9,11 @@ from pathlib import Path
 from espalier.errors import Conflict, EspalierError, NotFound
 from espalier.messages import Assignment, Order, Orders
 from espalier.refs import check_name
-from worker.attempt import GROUP, Attempt, Tools
+from worker.attempt import Attempt
 from worker.groups import end_remembered
 from worker.stop import Stopped, Why
+from worker.supervision import GROUP
+from worker.tools import Tools
 
 log = logging.getLogger("worker")
 

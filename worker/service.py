@@ -25,7 +25,6 @@ from espalier.queue import make_app
 from espalier.refs import check_name
 from espalier.settings import Settings
 from espalier.transfer import Transfer
-from worker.attempt import Tools
 from worker.cache import BlobCache
 from worker.control import PREFIX, Control, patiently
 from worker.inputs import Inputs
@@ -33,6 +32,7 @@ from worker.machine import describe
 from worker.runner import Runner, clear
 from worker.stop import Why
 from worker.tasks import register
+from worker.tools import Tools
 
 log = logging.getLogger("worker")
 

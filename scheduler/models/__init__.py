@@ -7,6 +7,7 @@ from scheduler.models.base import Base, Timestamp
 from scheduler.models.history import Audit, Event, LogChunk, Metric
 from scheduler.models.jobs import Attempt, Checkpoint, Job, JobDependency, JobInput
 from scheduler.models.people import Project, ProjectMember, Token, User, Worker
+from scheduler.models.presence import Presence
 from scheduler.models.store import (
     Alias,
     Artifact,
@@ -33,6 +34,7 @@ __all__ = [
     "Lineage",
     "LogChunk",
     "Metric",
+    "Presence",
     "Project",
     "ProjectMember",
     "Timestamp",

@@ -38,6 +38,10 @@ class Job(Base):
     charged: Mapped[int] = mapped_column(Integer, default=0)  # attempts that count against it
     lost: Mapped[int] = mapped_column(Integer, default=0)  # attempts that the machines lost
     cancel_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]  # while set, it is not placed
+    overrides: Mapped[dict[str, Any]] = mapped_column(default=dict)  # of the spec, by the ladder
+    rungs: Mapped[list[dict[str, Any]]] = mapped_column(default=list)  # of the ladder, as taken
+    min_memory_bytes: Mapped[int | None]  # only workers that have this to give
     created_at: Mapped[datetime]
     queued_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]  # backoff before the next attempt
@@ -127,6 +131,7 @@ class Attempt(Base):
     memory_bytes: Mapped[int | None]  # now, sampled from outside
     peak_memory_bytes: Mapped[int | None]
     resumed_from_step: Mapped[int | None]
+    preempt_requested_at: Mapped[datetime | None]
     error: Mapped[dict[str, Any] | None]
 
     job: Mapped[Job] = relationship(back_populates="attempts")

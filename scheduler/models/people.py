@@ -51,6 +51,8 @@ class Project(Base):
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(String(96), unique=True)
     weight: Mapped[float] = mapped_column(Float, default=1.0)  # in fair share
+    # Its running jobs may be paused for waiting ones of higher priority.
+    preemptible: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime]
 
 
@@ -71,6 +73,7 @@ class Worker(Base):
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(String(96), unique=True)
     boot_id: Mapped[str | None] = mapped_column(String(64))  # of the running process
+    installation: Mapped[str | None] = mapped_column(String(64))  # messages.Hello
     machine: Mapped[dict[str, Any]] = mapped_column(default=dict)  # messages.Machine
     slots: Mapped[int] = mapped_column(Integer, default=1)
     created_at: Mapped[datetime]

@@ -12,11 +12,11 @@ from espalier.specs import TrainSpec
 from espalier.states import ArtifactKind, Kind
 from espalier.transfer import Transfer
 from tests.integration.worker.fake_control import TOKEN, Attempt, FakeControl
-from worker.attempt import Tools
 from worker.cache import BlobCache
 from worker.control import PREFIX, Control
 from worker.inputs import Inputs
 from worker.runner import Runner
+from worker.tools import Tools
 
 ROOT = Path(__file__).parents[3]
 ENGINE = "tests.integration.worker.tiny_engine"

@@ -12,9 +12,9 @@ from espalier.messages import Checkpoint, Input
 from espalier.states import ArtifactKind, Reason
 from tests.integration.worker.conftest import Place
 from tests.integration.worker.fake_control import TOKEN, Attempt, FakeControl
-from worker.attempt import Tools
 from worker.runner import Runner
 from worker.stop import Why
+from worker.tools import Tools
 
 
 def begin(runner: Runner, attempt: Attempt) -> threading.Thread:

@@ -14,9 +14,9 @@ from espalier.transfer import scan
 from espalier.vetting import vet_folder
 from tests.integration.worker.conftest import Place
 from tests.integration.worker.fake_control import Attempt, FakeControl
-from worker.attempt import Tools
 from worker.engine import tiny
 from worker.runner import Runner
+from worker.tools import Tools
 
 SPEC = TrainSpec(
     model="team/base",
