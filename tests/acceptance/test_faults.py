@@ -84,7 +84,7 @@ def test_a_stop_leaves_nothing_and_a_start_finds_everything(
         stack.wait_for(job_id, lambda j: (j["metrics"].get("step") or 0) >= 5)
         processes = stack.processes()
         assert stack.stop() == 0
-        gone, alive = psutil.wait_procs(processes, timeout=5)
+        gone, alive = psutil.wait_procs(processes, timeout=30)
         assert gone
         assert not alive
     with up(tmp_path / "data", settings=SHORT) as again:

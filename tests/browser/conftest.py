@@ -18,7 +18,7 @@ from web import create_app
 from web.services import Services
 
 #: A browser's patience, for machines with other work to do.
-PATIENCE = 20_000
+PATIENCE = 60_000
 expect.set_options(timeout=PATIENCE)
 
 

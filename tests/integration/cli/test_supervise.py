@@ -37,7 +37,7 @@ with Supervisor(directory / "run", directory / "logs", print) as supervisor:
 """
 
 
-def _until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+def _until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

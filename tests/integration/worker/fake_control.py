@@ -146,7 +146,7 @@ class FakeControl:
         attempt = self.attempts[assignment.attempt_id] = Attempt(assignment)
         return attempt
 
-    def until(self, happened: Any, seconds: float = 15.0) -> None:
+    def until(self, happened: Any, seconds: float = 60.0) -> None:
         """Wait for what a request brings about; fail when it does not."""
         with self.changed:
             assert self.changed.wait_for(happened, seconds), "it did not happen in time"

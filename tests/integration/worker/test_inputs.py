@@ -248,7 +248,7 @@ def test_an_attempt_that_is_cancelled_does_not_wait_for_a_slow_hub(
     began = time.monotonic()
     with pytest.raises(Stopped):
         Inputs(cache, tmp_path / "hub", hub.url).fetch(from_hub(), tmp_path / "a", stop, silent)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 15
     hub.answer.set()
     for thread in threading.enumerate():
         if thread.name == "hub":  # left to itself, and it ends

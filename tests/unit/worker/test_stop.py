@@ -26,7 +26,7 @@ def test_a_request_wakes_who_waits() -> None:
     began = time.monotonic()
     with pytest.raises(Stopped):
         stop.wait(30)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
 
 
 def test_a_deadline_ends_what_tolerates_the_reason() -> None:
@@ -35,7 +35,7 @@ def test_a_deadline_ends_what_tolerates_the_reason() -> None:
     began = time.monotonic()
     with pytest.raises(Stopped):
         stop.wait(30, tolerated=Why.CANCELLED)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
     with pytest.raises(Stopped):
         stop.check(tolerated=Why.LEASE_LOST)
 
