@@ -52,9 +52,7 @@ class Settings(BaseSettings):
     )
     disk_reserve_bytes: int = Field(1 << 30, ge=0, description="worker: disk left free")
     spool_bytes: int = Field(64 << 20, gt=0, description="worker: unsent log text of an attempt")
-    hang_first_seconds: float = Field(
-        1800.0, gt=0, description="worker: for a first step"
-    )
+    hang_first_seconds: float = Field(1800.0, gt=0, description="worker: for a first step")
     hang_floor_seconds: float = Field(120.0, gt=0, description="worker: for a step, at least")
     celery_events: bool = Field(False, description="send Celery's events, for Flower")
 

@@ -115,7 +115,7 @@ class TrainSpec(Frozen):
     micro_batch_size: int | None = Field(
         None, ge=1, description="rows computed at once; a batch is the sum of its parts"
     )
-    on_oom: OnOom = Field("adapt", description="out of memory: smaller steps with the same result, or fail")
+    on_oom: OnOom = Field("adapt", description="out of memory: smaller steps, same result; or fail")
     clear_cache_threshold: int = Field(0, ge=0, description="bytes")
     lr_schedule: LrSchedule | None = None
     lora_parameters: LoraParameters = LoraParameters()
@@ -153,9 +153,7 @@ class EvalSpec(Frozen):
     seed: int = Field(0, ge=0, lt=2**32)
     sweep: bool = Field(False, description="test every checkpoint of the adapter")
     compare_base: bool = Field(True, description="test the base without its adapter as well")
-    on_oom: OnOom = Field(
-        "adapt", description="smaller batches, same result; or fail"
-    )
+    on_oom: OnOom = Field("adapt", description="smaller batches, same result; or fail")
 
     @model_validator(mode="after")
     def _sweep_needs_adapter(self) -> "EvalSpec":
