@@ -136,6 +136,8 @@ class Service:
             memory_limit=machine.memory_limit,
             cancel_grace_seconds=self._settings.cancel_grace_seconds,
             engine=self._engine,
+            hang_first_seconds=self._settings.hang_first_seconds,
+            hang_floor_seconds=self._settings.hang_floor_seconds,
         )
 
     def _consume(self, welcome: Welcome, runner: Runner) -> int:

@@ -11,9 +11,10 @@ class Why(IntEnum):
 
     NOT = 0
     WORKER_STOPPED = 1  # SIGTERM: checkpoint, end, let another worker go on
-    CANCELLED = 2  # by a person: checkpoint and end
-    KILLED = 3  # a second SIGTERM: end at once
-    LEASE_LOST = 4  # the attempt is another worker's: end at once, publish nothing
+    PAUSED = 2  # by a person or for another job: checkpoint and end, the job goes on later
+    CANCELLED = 3  # by a person: checkpoint and end
+    KILLED = 4  # a second SIGTERM: end at once
+    LEASE_LOST = 5  # the attempt is another worker's: end at once, publish nothing
 
 
 class Stopped(Exception):

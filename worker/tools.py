@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from espalier.errors import EspalierError
 from espalier.messages import Failure
+from espalier.settings import Settings
 from espalier.states import Reason
 from espalier.transfer import Transfer
 from worker.control import Control
@@ -20,6 +21,8 @@ class Tools:
     memory_limit: int
     cancel_grace_seconds: float  # from order to kill
     engine: str = "worker.engine"  # the module that the child runs
+    hang_first_seconds: float = Settings.model_fields["hang_first_seconds"].default
+    hang_floor_seconds: float = Settings.model_fields["hang_floor_seconds"].default
 
 
 class Failed(Exception):
