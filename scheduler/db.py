@@ -1,7 +1,7 @@
 """The database: engine, sessions, its clock, its migrations."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,14 +50,19 @@ def connect(url: str) -> Engine:
 
 
 class Database:
-    """Hands out transactions. One per process; engines are not shared over a fork."""
+    """Hands out transactions. One per process; engines are not shared over a fork.
 
-    def __init__(self, url: str) -> None:
+    ``clock`` (aware, UTC) stands in for the database's own clock in every transaction: a
+    simulation has one that it turns itself.
+    """
+
+    def __init__(self, url: str, clock: Callable[[], datetime] | None = None) -> None:
         self.url = url
         self.engine = connect(url)
-        self._write = sessionmaker(self.engine, expire_on_commit=False)
+        info = {"clock": clock} if clock else None
+        self._write = sessionmaker(self.engine, expire_on_commit=False, info=info)
         self._read = sessionmaker(
-            self.engine.execution_options(read_only=True), expire_on_commit=False
+            self.engine.execution_options(read_only=True), expire_on_commit=False, info=info
         )
 
     @contextmanager
@@ -82,6 +87,9 @@ def now(session: Session) -> datetime:
     On PostgreSQL it is the clock itself, not the transaction's start, so that a long transaction
     does not see an old lease as fresh.
     """
+    given: Callable[[], datetime] | None = session.info.get("clock")
+    if given is not None:
+        return given()
     if session.get_bind().dialect.name == "sqlite":
         stamp = session.execute(text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).scalar_one()
         return datetime.fromisoformat(stamp).replace(tzinfo=UTC)
