@@ -86,7 +86,16 @@ class LrSchedule(Frozen):
 
 
 Optimizer = Literal["adam", "adamw", "muon", "sgd", "adafactor"]
-OnOom = Literal["adapt", "fail"]
+#: Rows of a batch that are computed together. It need not divide the batch: the last part is
+#: smaller. More than the batch is the whole batch.
+MicroBatch = Annotated[
+    int | None,
+    Field(ge=1, le=4096, description="rows computed at once; a batch is the sum of its parts"),
+]
+OnOom = Annotated[
+    Literal["adapt", "fail"],
+    Field(description="out of memory: hold less at once, same result; or fail"),
+]
 
 
 class TrainSpec(Frozen):
@@ -112,10 +121,8 @@ class TrainSpec(Frozen):
     max_seq_length: int = Field(2048, ge=8, le=1_048_576, description="tokens")
     grad_checkpoint: bool = False
     grad_accumulation_steps: int = Field(1, ge=1, le=65_536)
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="rows computed at once; a batch is the sum of its parts"
-    )
-    on_oom: OnOom = Field("adapt", description="out of memory: smaller steps, same result; or fail")
+    micro_batch_size: MicroBatch = None
+    on_oom: OnOom = "adapt"
     clear_cache_threshold: int = Field(0, ge=0, description="bytes")
     lr_schedule: LrSchedule | None = None
     lora_parameters: LoraParameters = LoraParameters()
@@ -153,7 +160,8 @@ class EvalSpec(Frozen):
     seed: int = Field(0, ge=0, lt=2**32)
     sweep: bool = Field(False, description="test every checkpoint of the adapter")
     compare_base: bool = Field(True, description="test the base without its adapter as well")
-    on_oom: OnOom = Field("adapt", description="smaller batches, same result; or fail")
+    micro_batch_size: MicroBatch = None
+    on_oom: OnOom = "adapt"
 
     @model_validator(mode="after")
     def _sweep_needs_adapter(self) -> "EvalSpec":
@@ -187,6 +195,8 @@ class QuantizeSpec(Frozen):
     batch_size: int = Field(4, ge=1, le=4096)
     max_seq_length: int = Field(2048, ge=8, le=1_048_576)
     seed: int = Field(0, ge=0, lt=2**32)
+    micro_batch_size: MicroBatch = None
+    on_oom: OnOom = "adapt"
 
     @model_validator(mode="after")
     def _bits(self) -> "QuantizeSpec":
@@ -213,6 +223,8 @@ class FuseSpec(Frozen):
     batch_size: int = Field(4, ge=1, le=4096)
     max_seq_length: int = Field(2048, ge=8, le=1_048_576)
     seed: int = Field(0, ge=0, lt=2**32)
+    micro_batch_size: MicroBatch = None
+    on_oom: OnOom = "adapt"
 
     def refs(self) -> dict[str, str]:
         found = {"model": self.model, "adapter": self.adapter, "data": self.data}
@@ -232,6 +244,7 @@ class ExportSpec(Frozen):
         None, ge=0.0, le=1.0, description="fraction of tokens; refused below it. Default by type"
     )
     seed: int = Field(0, ge=0, lt=2**32)
+    on_oom: OnOom = "adapt"
 
     @model_validator(mode="after")
     def _types(self) -> "ExportSpec":
