@@ -115,6 +115,7 @@ def own_attempt(session: Session, worker: Worker, attempt_id: str) -> Attempt:
         select(Attempt)
         .where(Attempt.id == attempt_id, Attempt.worker_id == worker.id)
         .with_for_update()
+        .execution_options(populate_existing=True)  # it may have been read before it was locked
     )
     if attempt is None:
         raise NotFound(f"Worker {worker.name} has no attempt {attempt_id}.")

@@ -24,6 +24,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table('attempts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('preempt_requested_at', sa.DateTime(timezone=True), nullable=True))
+        batch_op.add_column(sa.Column('answer', sa.JSON(), nullable=True))
 
     with op.batch_alter_table('jobs', schema=None) as batch_op:
         batch_op.add_column(sa.Column('pause_requested_at', sa.DateTime(timezone=True), nullable=True))
@@ -53,6 +54,7 @@ def downgrade() -> None:
         batch_op.drop_column('pause_requested_at')
 
     with op.batch_alter_table('attempts', schema=None) as batch_op:
+        batch_op.drop_column('answer')
         batch_op.drop_column('preempt_requested_at')
 
     op.drop_table('presence')

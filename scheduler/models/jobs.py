@@ -133,6 +133,7 @@ class Attempt(Base):
     resumed_from_step: Mapped[int | None]
     preempt_requested_at: Mapped[datetime | None]
     error: Mapped[dict[str, Any] | None]
+    answer: Mapped[dict[str, Any] | None]  # {digest of its finish, what was answered}
 
     job: Mapped[Job] = relationship(back_populates="attempts")
     worker: Mapped[Worker] = relationship()
