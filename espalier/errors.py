@@ -98,6 +98,12 @@ class Unavailable(EspalierError):
     status, code, title = 503, "unavailable", "Unavailable"
 
 
+class StorageFull(Unavailable):
+    """The control plane's disk has no room for this; it may succeed once there is some."""
+
+    status, code, title = 507, "storage_full", "Insufficient storage"
+
+
 BY_CODE: dict[str, type[EspalierError]] = {
     cls.code: cls
     for cls in (
@@ -110,6 +116,7 @@ BY_CODE: dict[str, type[EspalierError]] = {
         TooLarge,
         TooMany,
         Unavailable,
+        StorageFull,
         EspalierError,
     )
 }

@@ -18,10 +18,18 @@ def upgrade() -> None:
     op.create_table('presence',
     sa.Column('name', sa.String(length=32), nullable=False),
     sa.Column('holder', sa.String(length=64), nullable=False),
+    sa.Column('since', sa.DateTime(timezone=True), nullable=False),
     sa.Column('seen_at', sa.DateTime(timezone=True), nullable=False),
     sa.Column('expires_at', sa.DateTime(timezone=True), nullable=False),
     sa.PrimaryKeyConstraint('name', name=op.f('pk_presence'))
     )
+    with op.batch_alter_table('artifacts', schema=None) as batch_op:
+        batch_op.add_column(sa.Column('revision', sa.Integer(), nullable=False, server_default='1'))
+        batch_op.add_column(sa.Column('head', sa.Integer(), nullable=False, server_default='0'))
+
+    with op.batch_alter_table('blobs', schema=None) as batch_op:
+        batch_op.add_column(sa.Column('damaged_at', sa.DateTime(timezone=True), nullable=True))
+
     with op.batch_alter_table('attempts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('preempt_requested_at', sa.DateTime(timezone=True), nullable=True))
         batch_op.add_column(sa.Column('answer', sa.JSON(), nullable=True))
@@ -56,5 +64,12 @@ def downgrade() -> None:
     with op.batch_alter_table('attempts', schema=None) as batch_op:
         batch_op.drop_column('answer')
         batch_op.drop_column('preempt_requested_at')
+
+    with op.batch_alter_table('blobs', schema=None) as batch_op:
+        batch_op.drop_column('damaged_at')
+
+    with op.batch_alter_table('artifacts', schema=None) as batch_op:
+        batch_op.drop_column('head')
+        batch_op.drop_column('revision')
 
     op.drop_table('presence')

@@ -13,7 +13,11 @@ from scheduler.models.people import Project
 
 
 class Blob(Base):
-    """One file's bytes, present and verified in the store."""
+    """One file's bytes, verified in the store.
+
+    ``damaged_at`` is set when the store was seen to have lost them (scheduler.fsck): until they
+    are uploaded again they count as absent.
+    """
 
     __tablename__ = "blobs"
 
@@ -22,6 +26,7 @@ class Blob(Base):
     git_oid: Mapped[str] = mapped_column(String(40))  # sha1 of git's blob object
     created_at: Mapped[datetime]
     touched_at: Mapped[datetime]  # garbage collection waits a grace from here
+    damaged_at: Mapped[datetime | None]
 
 
 class Upload(Base):
@@ -62,6 +67,10 @@ class Artifact(Base):
     name: Mapped[str] = mapped_column(String(96))
     kind: Mapped[str] = mapped_column(String(16), index=True)
     latest: Mapped[int] = mapped_column(Integer, default=0)  # number of the newest version
+    # Counts changes of versions and aliases; ``head`` is the one that the store's copy tells of
+    # (scheduler.heads).
+    revision: Mapped[int] = mapped_column(Integer, default=1)
+    head: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 
