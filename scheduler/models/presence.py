@@ -19,5 +19,6 @@ class Presence(Base):
 
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     holder: Mapped[str] = mapped_column(String(64))
+    since: Mapped[datetime]  # there without a gap
     seen_at: Mapped[datetime]
     expires_at: Mapped[datetime]
