@@ -4,11 +4,11 @@ A blob's row exists only for bytes that were read back and had the right sha256 
 work on the store is done outside of SQL transactions; what follows it is one short transaction.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 
@@ -16,8 +16,9 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from espalier.errors import InvalidInput, NotFound, TooLarge, Unavailable
+from espalier.errors import InvalidInput, NotFound, StorageFull, TooLarge, Unavailable
 from espalier.settings import Settings
+from scheduler.blobrows import Digests, digests, insert, mark_damaged, touch
 from scheduler.db import Database, now
 from scheduler.models import Blob, Upload, UploadPart
 from scheduler.store.base import (
@@ -42,26 +43,6 @@ class OpenUpload:
     upload_id: str | None
     part_size: int
     parts: tuple[Part, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Digests:
-    """Of one object: its sha256, its name as a git blob, its bytes."""
-
-    sha256: str
-    git_oid: str
-    size: int
-
-
-def digests(data: Iterable[bytes], size: int) -> Digests:
-    """Hash ``data`` in one pass; ``size`` is what git's header says it will be."""
-    sha256, found = hashlib.sha256(), 0
-    git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    for chunk in data:
-        sha256.update(chunk)
-        git.update(chunk)
-        found += len(chunk)
-    return Digests(sha256.hexdigest(), git.hexdigest(), found)
 
 
 class Blobs:
@@ -95,34 +76,57 @@ class Blobs:
 
     def touch(self, session: Session, names: Iterable[str]) -> dict[str, Digests]:
         """Renew those of the blobs that exist, and return them by sha256; the caller commits."""
-        found: dict[str, Digests] = {}
-        ordered = sorted(set(names))  # one order for all: no two callers wait for each other
-        for first in range(0, len(ordered), 1000):
-            rows = session.execute(
-                update(Blob)
-                .where(Blob.sha256.in_(ordered[first : first + 1000]))
-                .values(touched_at=now(session))
-                .returning(Blob.sha256, Blob.git_oid, Blob.size)
-                .execution_options(synchronize_session=False)
-            )
-            found |= {row.sha256: Digests(row.sha256, row.git_oid, row.size) for row in rows}
-        return found
+        return touch(session, names)
 
     def open(self, sha256: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Return the blob's bytes from ``start``; raise NotFound when the store has none."""
         return self.driver.open(blob_key(sha256), start, length)
 
-    def put_bytes(self, session: Session, data: bytes) -> str:
-        """Store a small blob (a manifest, a README) and return its sha256.
+    def keep(self, database: Database, data: bytes) -> str:
+        """Store a small blob (a manifest) outside of any transaction; return its sha256.
 
-        The store is written within the caller's transaction, after the row: garbage collection
-        cannot come between. For what a person uploads there is open_upload.
+        The bytes come first, then the row: a crash between leaves an orphan that garbage
+        collection takes. Had it taken them before the row was there, they are put again.
         """
         found = digests([data], len(data))
-        if not self.touch(session, [found.sha256]):
-            _insert(session, found)
+        with database.transaction() as session:
+            there = bool(touch(session, [found.sha256]))
+        while not there:
+            self.driver.put(blob_key(found.sha256), data)
+            there = self._register(database, found)
+        return found.sha256
+
+    def _register(self, database: Database, found: Digests) -> bool:
+        """Make the row of bytes that were put just now, if they are still there."""
+        with suppress(_Swept), database.transaction() as session:
+            insert(session, found)
+            if self.driver.size(blob_key(found.sha256)) != found.size:
+                raise _Swept
+            return True
+        return False
+
+    def put_bytes(self, session: Session, data: bytes) -> str:
+        """Have a small blob within the caller's transaction, and return its sha256.
+
+        Who has kept it before (see keep) holds no lock while the store is written. Else it is
+        written now, after the row: garbage collection cannot come between.
+        """
+        found = digests([data], len(data))
+        if not touch(session, [found.sha256]):
+            insert(session, found)
             self.driver.put(blob_key(found.sha256), data)
         return found.sha256
+
+    def verify_there(self, database: Database, sizes: dict[str, int]) -> list[str]:
+        """Return those of the blobs (sha256 → bytes) that the store has lost.
+
+        They count as absent from now on, so that they are asked for again.
+        """
+        lost = [name for name, size in sizes.items() if self.driver.size(blob_key(name)) != size]
+        if lost:
+            with database.transaction() as session:
+                mark_damaged(session, lost)
+        return lost
 
     # --- Uploads --------------------------------------------------------------------------
 
@@ -145,6 +149,7 @@ class Blobs:
             session.flush()
             upload = None
         if upload is None:
+            self._check_room(size)
             moment = now(session)
             upload = Upload(owner=owner, sha256=sha256, size=size, part_size=part_size)
             upload.created_at = upload.touched_at = moment
@@ -265,7 +270,7 @@ class Blobs:
 
     def _keep(self, database: Database, upload: Upload, found: Digests) -> None:
         with database.transaction() as session:
-            _insert(session, found)
+            insert(session, found)
             # The row is ours now. Had garbage collection, which deletes under the row's lock,
             # taken these bytes for an orphan's, they would be gone.
             if self.driver.size(blob_key(found.sha256)) != found.size:
@@ -294,6 +299,14 @@ class Blobs:
             self.driver.abort(key, upload.driver_state["handle"])
         self.driver.delete(key)
 
+    def _check_room(self, size: int) -> None:
+        room = self.driver.room()
+        if room is not None and size > room:
+            raise StorageFull(
+                f"{size} bytes do not fit: the store in {self.driver.place} has {room} left.",
+                hint="Make room there, or let garbage collection do it; then try again.",
+            )
+
     def _part_size(self, size: int) -> int:
         fewest = -(-size // MAX_PARTS)
         return max(self._part_bytes, -(-fewest >> 20) << 20)
@@ -312,6 +325,10 @@ class Blobs:
                 hint="An administrator can raise ESPALIER_MAX_UPLOAD_BYTES.",
                 errors=[{"loc": ["size"], "msg": f"must be at most {self._max_bytes}"}],
             )
+
+
+class _Swept(Exception):
+    """Garbage collection took bytes that had no row yet."""
 
 
 def _plan(upload: Upload) -> list[Part]:
@@ -357,18 +374,6 @@ def _owned(session: Session, upload_id: str, owner: str, *, writing: bool = Fals
     if upload is None:
         raise _unknown(upload_id)
     return upload
-
-
-def _insert(session: Session, found: Digests) -> None:
-    moment = now(session)
-    row = Blob(**asdict(found), created_at=moment, touched_at=moment)
-    try:
-        with session.begin_nested():
-            session.add(row)
-    except IntegrityError:  # somebody else stored the same bytes
-        session.execute(
-            update(Blob).where(Blob.sha256 == found.sha256).values(touched_at=now(session))
-        )
 
 
 def _unknown(upload_id: str) -> NotFound:

@@ -1,8 +1,10 @@
 """What a store must be able to do: keep objects under keys, and take large ones in parts.
 
-Two kinds of keys exist: ``blobs/sha256/ab/<sha256>``, written once and never changed, and
-``staging/<upload id>``, where an upload waits for its verification. Digests, sizes and owners
-live in SQL; a driver is trusted with bytes only.
+Four kinds of keys exist: ``blobs/sha256/ab/<sha256>``, written once and never changed;
+``staging/<upload id>``, where an upload waits for its verification; ``registry/<project>/<name>``,
+what a database can be made anew of (scheduler.heads); and ``quarantine/<sha256>``, bytes that are
+not what their name said (scheduler.fsck). Digests, sizes and owners live in SQL; a driver is
+trusted with bytes only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ from espalier.errors import EspalierError, InvalidInput
 CHUNK = 1 << 20
 #: S3 takes so many parts an object; a larger upload gets larger parts.
 MAX_PARTS = 10_000
-BLOBS, STAGING = "blobs/", "staging/"
+BLOBS, STAGING, REGISTRY, QUARANTINE = "blobs/", "staging/", "registry/", "quarantine/"
 
 
 class UploadLost(EspalierError):
@@ -60,7 +62,10 @@ class OpenParts:
 
 
 class Driver(Protocol):
-    """A place for objects. Every method raises Unavailable when the place cannot be reached."""
+    """A place for objects. Every method raises Unavailable when the place cannot be reached, and
+
+    StorageFull, which is one, when it is full.
+    """
 
     @property
     def place(self) -> str:
@@ -111,7 +116,10 @@ class Driver(Protocol):
         """Remove the object; what is not there is no error."""
 
     def list(self, prefix: str) -> Iterator[Stored]:
-        """Yield every object whose key begins with ``prefix``, in no order."""
+        """Yield every object whose key begins with ``prefix``, which ends a folder; no order."""
+
+    def room(self) -> int | None:
+        """Return how many bytes still fit, None where nobody can say."""
 
 
 def blob_key(sha256: str) -> str:

@@ -5,16 +5,17 @@ when it is complete. Files appear under their blob's name by rename, after fsync
 leaves is either a whole blob or something in ``staging/``.
 """
 
+import errno
 import fcntl
 import os
-import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from espalier.errors import NotFound, Unavailable
+from espalier.errors import NotFound, StorageFull, Unavailable
 from espalier.ids import new_id
 from espalier.refs import check_path
 from scheduler.store.base import (
@@ -53,22 +54,26 @@ class Directory:
         handle = new_id()
         path = self._parts(key, handle)
         with self._reachable():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             path.touch()
         return handle
 
     def put_part(self, key: str, handle: str, part: Part, source: Readable) -> str:
         path, offset = self._parts(key, handle), part.start
         with self._open_parts(key, handle) as file:
-            for chunk in chunks(source, part.size):
-                with self._reachable(), _locked(file, fcntl.LOCK_SH):
-                    # A late writer must not reach a file that is being verified, or a blob.
-                    if not _is_at(file, path):
-                        raise _lost(key)
-                    _write_at(file, chunk, offset)
-                offset += len(chunk)
-            with self._reachable():
-                os.fsync(file.fileno())
+            try:
+                for chunk in chunks(source, part.size):
+                    with self._reachable(), _locked(file, fcntl.LOCK_SH):
+                        # A late writer must not reach a file that is being verified, or a blob.
+                        if not _is_at(file, path):
+                            raise _lost(key)
+                        _write_at(file, chunk, offset)
+                    offset += len(chunk)
+                with self._reachable():
+                    _flush(file)
+            except StorageFull:
+                _cut(file, part)
+                raise
         return handle
 
     def assemble(self, key: str, handle: str, parts: Sequence[Part]) -> None:
@@ -79,6 +84,7 @@ class Directory:
             if file.seek(0, os.SEEK_END) == expected:
                 with suppress(FileNotFoundError):  # another call was quicker
                     self._parts(key, handle).replace(self._path(key))
+                    _sync_directory(self._path(key).parent)
         if self.size(key) != expected:
             raise _lost(key)
 
@@ -92,10 +98,10 @@ class Directory:
     def move(self, source: str, target: str) -> None:
         path, final = self._path(source), self._path(target)
         with self._reachable():
-            final.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(final.parent)
             try:
                 with path.open("rb") as file, _locked(file, fcntl.LOCK_EX):
-                    os.fsync(file.fileno())
+                    _flush(file)
                     path.replace(final)
             except FileNotFoundError:
                 raise _absent(source) from None
@@ -106,12 +112,12 @@ class Directory:
         with self._reachable():
             temporary = self._path(f"{STAGING}{new_id()}.put")
             for folder in (path.parent, temporary.parent):
-                folder.mkdir(parents=True, exist_ok=True)
+                _make_folder(folder)
             try:
                 with temporary.open("xb") as file:
                     file.write(data)
                     file.flush()
-                    os.fsync(file.fileno())
+                    _flush(file)
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -156,6 +162,35 @@ class Directory:
                         key = path.relative_to(self.root).as_posix()
                         yield Stored(key, facts.st_size, modified)
 
+    def room(self) -> int | None:
+        with suppress(OSError):
+            facts = os.statvfs(_existing(self.root))
+            return facts.f_bavail * facts.f_frsize
+        return None
+
+    def adopt(self, source: Path, key: str) -> bool:
+        """Make ``source``, of the same disk, appear as ``key`` without copying it, by a hard link.
+
+        False where the disk cannot. Nobody writes into a blob: the two never differ.
+        """
+        final = self._path(key)
+        with self._reachable():
+            _make_folder(final.parent)
+            try:
+                final.hardlink_to(source)
+            except FileExistsError:
+                return True
+            except OSError as error:
+                if error.errno in _NO_LINKS:
+                    return False
+                raise
+            _sync_directory(final.parent)
+            return True
+
+    def path_of(self, key: str) -> Path:
+        """Return the file that holds ``key``, there or not."""
+        return self._path(key)
+
     def _path(self, key: str) -> Path:
         return self.root / check_path(key)
 
@@ -174,13 +209,23 @@ class Directory:
         try:
             yield
         except OSError as error:
-            free = ""
-            with suppress(OSError):
-                free = f" ({shutil.disk_usage(self.root).free >> 20} MiB free)"
+            room = self.room()
+            free = "" if room is None else f" ({room >> 20} MiB free)"
+            if error.errno in _FULL:
+                raise StorageFull(
+                    f"The disk of the store in {self.root} is full{free}.",
+                    hint="Make room there, or let garbage collection do it; then try again.",
+                ) from error
             raise Unavailable(
                 f"The store in {self.root} cannot be used: {error.strerror or error}{free}.",
                 hint="Check that the folder exists, is writable and has room.",
             ) from error
+
+
+#: What a full disk, or a person's full share of it, answers.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: Another disk, too many links, a file system without any.
+_NO_LINKS = frozenset({errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 def _absent(key: str) -> NotFound:
@@ -189,6 +234,35 @@ def _absent(key: str) -> NotFound:
 
 def _lost(key: str) -> UploadLost:
     return UploadLost(f"The store has no open upload {key}.", hint="Begin the upload again.")
+
+
+def _flush(file: BinaryIO) -> None:
+    """Have the bytes on the disk itself: macOS' fsync stops at the drive's cache."""
+    if sys.platform == "darwin":
+        with suppress(OSError):  # not on every file system
+            fcntl.fcntl(file.fileno(), fcntl.F_FULLFSYNC)
+            return
+    os.fsync(file.fileno())
+
+
+def _cut(file: BinaryIO, part: Part) -> None:
+    """Give back the room of a part that did not fit, where it is the file's last."""
+    with suppress(OSError), _locked(file, fcntl.LOCK_EX):
+        if file.seek(0, os.SEEK_END) <= part.start + part.size:
+            file.truncate(min(part.start, file.seek(0, os.SEEK_END)))
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and those above it, so durably that what is in them is found again."""
+    if path.is_dir():
+        return
+    _make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    _sync_directory(path.parent)
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() or path == path.parent else _existing(path.parent)
 
 
 def _write_at(file: BinaryIO, data: bytes, offset: int) -> None:

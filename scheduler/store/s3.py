@@ -18,7 +18,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from espalier.errors import InvalidInput, NotFound, Unavailable
+from espalier.errors import InvalidInput, NotFound, StorageFull, Unavailable
 from espalier.ids import new_id
 from espalier.settings import Settings
 from scheduler.store.base import (
@@ -43,6 +43,7 @@ READ_TRIES = 3
 _ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
 #: NotImplemented is rclone's answer to other bytes for a part that it has passed on already.
 _LOST = frozenset({"NoSuchUpload", "InvalidPart", "InvalidPartOrder", "NotImplemented"})
+_FULL = frozenset({"507", "InsufficientStorage", "XMinioStorageFull", "QuotaExceeded"})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
 
@@ -262,6 +263,9 @@ class S3:
                     key = item["Key"].removeprefix(self._prefix)
                     yield Stored(key, item["Size"], item["LastModified"])
 
+    def room(self) -> int | None:
+        return None
+
     def _at(self, key: str) -> Any:
         return {"Bucket": self._bucket, "Key": self._prefix + key}
 
@@ -278,7 +282,8 @@ class S3:
                 raise UploadLost(f"{self.place} has lost an upload.") from error
             if code in ("416", "InvalidRange"):
                 raise _PastTheEnd from error
-            raise Unavailable(f"{self.place}: {error}", hint=_HINTS.get(code)) from error
+            kind = StorageFull if code in _FULL else Unavailable
+            raise kind(f"{self.place}: {error}", hint=_HINTS.get(code)) from error
         except NoCredentialsError as error:
             raise Unavailable(f"{self.place}: {error}", hint=_KEYS) from error
         except BotoCoreError as error:
