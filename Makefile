@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO ?=
 TESTS ?=
+FAULTS ?= tests/faults
 
 .PHONY: install demo test lint fmt bench faults clean
 .DELETE_ON_ERROR:
@@ -52,8 +53,11 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.footprint
 
+# What dies in the middle, at length: real processes, then the simulation. FAULTS names a part.
 faults: $(VENV)/.dev
-	$(BIN)/pytest tests/acceptance/test_faults.py
+	$(BIN)/pytest -s $(FAULTS)
+	$(BIN)/python -m tests.simulation --seeds 10000
+	$(BIN)/python -m tests.simulation --seeds 1000 --database postgresql
 
 clean:
 	rm -rf $(VENV) .demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
