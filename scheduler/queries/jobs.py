@@ -1,7 +1,7 @@
 """Jobs and pipelines as documents, and what happened to them: curves, events, logs."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import func, or_, select
@@ -10,7 +10,15 @@ from sqlalchemy.orm.interfaces import ORMOption
 from sqlalchemy.sql import ColumnElement
 
 from espalier.errors import NotFound
-from espalier.states import ATTEMPT_LIVE, JobState
+from espalier.states import (
+    ATTEMPT_LIVE,
+    JOB_ENDED,
+    MACHINE_FAULTS,
+    NOT_CHARGED,
+    AttemptState,
+    JobState,
+    Reason,
+)
 from scheduler.access import Actor, visible_projects
 from scheduler.models import (
     Artifact,
@@ -48,13 +56,17 @@ _PARTS: Sequence[ORMOption] = (
 
 @dataclass(frozen=True, slots=True)
 class JobFilters:
-    """What a list of jobs is narrowed to; empty means all. ``q`` is found in id, name and note."""
+    """What a list of jobs is narrowed to; empty means all. ``q`` is found in id, name and note.
+
+    ``paused`` is of jobs that have not ended: those that people hold back, or those that go on.
+    """
 
     state: tuple[str, ...] = ()
     kind: tuple[str, ...] = ()
     project: str | None = None
     pipeline: str | None = None
     q: str | None = None
+    paused: bool | None = None
 
 
 def find_job(session: Session, actor: Actor, job_id: str) -> Job:
@@ -115,16 +127,21 @@ def list_jobs(
 
 
 def count_jobs(session: Session, actor: Actor, filters: JobFilters) -> dict[str, int]:
-    """Return state → number of jobs that pass the filters (its own state filter left out)."""
-    rest = JobFilters((), filters.kind, filters.project, filters.pipeline, filters.q)
+    """Return state → number of jobs that pass the filters (state and pause left out).
+
+    Beside the states, ``paused`` counts the open jobs among them that people hold back.
+    """
+    rest = replace(filters, state=(), paused=None)
     query = (
-        select(Job.state, func.count())
+        select(Job.state, func.count(), func.count(Job.pause_requested_at))
         .join(Job.project)
         .where(visible_projects(actor), *_conditions(rest))
         .group_by(Job.state)
     )
-    counts = {state.value: 0 for state in JobState}
-    counts.update(dict(session.execute(query).all()))
+    counts = {state.value: 0 for state in JobState} | {"paused": 0}
+    for state, number, held in session.execute(query):
+        counts[state] = number
+        counts["paused"] += held if state not in JOB_ENDED else 0
     return counts
 
 
@@ -251,6 +268,9 @@ def _conditions(filters: JobFilters) -> Iterable[ColumnElement[bool]]:
         yield Project.name == filters.project
     if filters.pipeline:
         yield Job.pipeline_id == filters.pipeline
+    if filters.paused is not None:
+        held = Job.pause_requested_at.is_not(None) & Job.state.not_in(JOB_ENDED)
+        yield held if filters.paused else ~held
     if filters.q:
         yield or_(
             Job.id == filters.q,
@@ -262,6 +282,7 @@ def _conditions(filters: JobFilters) -> Iterable[ColumnElement[bool]]:
 def _document(job: Job, needs: list[str]) -> Document:
     open_without_worker = job.state in (JobState.WAITING, JobState.QUEUED)
     last = job.attempts[-1] if job.attempts and not open_without_worker else None
+    laddered = {rung["attempt"] for rung in job.rungs}
     return {
         "id": job.id,
         "kind": job.kind,
@@ -270,14 +291,23 @@ def _document(job: Job, needs: list[str]) -> Document:
         "name": job.name,
         "note": job.note,
         "spec": job.spec,
+        "effective_spec": {**job.spec, **job.overrides} if job.overrides else None,
+        "ladder": job.rungs,
+        "min_memory_bytes": job.min_memory_bytes,
         "priority": job.priority,
         "max_attempts": job.max_attempts,
+        "charged": job.charged,
+        "lost": job.lost,
+        "set_aside": job.state == JobState.FAILED and job.reason in MACHINE_FAULTS,
         "created_by": job.user.name if job.user else None,
         "created_at": stamp(job.created_at),
         "queued_at": stamp(job.queued_at),
+        "not_before": stamp(job.not_before),
         "started_at": stamp(job.started_at),
         "finished_at": stamp(job.finished_at),
         "cancel_requested_at": stamp(job.cancel_requested_at),
+        "pause_requested_at": stamp(job.pause_requested_at),
+        "paused": open_without_worker and job.pause_requested_at is not None,
         "pipeline_id": job.pipeline_id,
         "step": job.step,
         "needs": needs,
@@ -289,19 +319,23 @@ def _document(job: Job, needs: list[str]) -> Document:
         "tables": job.tables,
         "reason": job.reason,
         "error": job.error,
-        "attempts": [_attempt_document(attempt) for attempt in job.attempts],
+        "attempts": [_attempt_document(attempt, laddered) for attempt in job.attempts],
         "inputs": [_input_document(item) for item in job.inputs],
         "outputs": [_output_document(version) for version in job.outputs],
     }
 
 
-def _attempt_document(attempt: Attempt) -> Document:
+def _attempt_document(attempt: Attempt, laddered: Collection[str]) -> Document:
+    """``laddered`` are the attempts whose end was a step of the ladder: they are not charged."""
+    failed = attempt.state == AttemptState.FAILED
     return {
         "id": attempt.id,
         "number": attempt.number,
         "worker": attempt.worker.name,
         "state": attempt.state,
         "reason": attempt.reason,
+        "charged": failed and attempt.reason not in NOT_CHARGED and attempt.id not in laddered,
+        "preempted": attempt.reason == Reason.PREEMPTED,
         "placed_at": stamp(attempt.placed_at),
         "started_at": stamp(attempt.claimed_at),
         "finished_at": stamp(attempt.finished_at),

@@ -23,7 +23,8 @@ from scheduler.models import Attempt, Worker
 from scheduler.queries import Document
 from scheduler.queries.blobs import size_for_worker
 from web import auth
-from web.api.models import Joined, JoinRequest
+from web.api.asked import JoinRequest
+from web.api.models import Joined
 from web.routes import Routes, replace_nul
 from web.services import services
 from web.transfer import add_transfer

@@ -10,15 +10,8 @@ from scheduler.models import Version
 from scheduler.publishing import Publication
 from scheduler.queries import Document
 from scheduler.queries import artifacts as queries
-from web.api.models import (
-    AliasAnswer,
-    AliasRequest,
-    ArtifactAnswer,
-    ArtifactsAnswer,
-    ArtifactsQuery,
-    PublishRequest,
-    VersionAnswer,
-)
+from web.api.asked import AliasRequest, ArtifactsQuery, PublishRequest
+from web.api.models import AliasAnswer, ArtifactAnswer, ArtifactsAnswer, VersionAnswer
 from web.auth import actor
 from web.downloads import send_blob
 from web.routes import Routes

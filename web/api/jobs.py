@@ -5,16 +5,13 @@ from scheduler import jobs as changes
 from scheduler import submit
 from scheduler.queries import Document
 from scheduler.queries import jobs as queries
+from web.api.asked import EventsQuery, JobsQuery, LogQuery, MetricsQuery
 from web.api.models import (
     EventsAnswer,
-    EventsQuery,
     JobAnswer,
     JobsAnswer,
-    JobsQuery,
     LogAnswer,
-    LogQuery,
     MetricsAnswer,
-    MetricsQuery,
     PipelineAnswer,
 )
 from web.auth import actor
@@ -55,7 +52,7 @@ def _add_reading(routes: Routes) -> None:
     def list_jobs(query: JobsQuery) -> Document:
         """List your projects' jobs, newest first."""
         filters = queries.JobFilters(
-            query.state, query.kind, query.project, query.pipeline, query.q
+            query.state, query.kind, query.project, query.pipeline, query.q, query.paused
         )
         with services().database.reading() as session:
             return queries.list_jobs(session, actor(), filters, query.limit, query.before)

@@ -1,4 +1,4 @@
-"""The JSON of ``/api/v1`` beyond the specs: what is asked, and the shape of every answer.
+"""The JSON of ``/api/v1`` beyond the specs: the shape of every answer.
 
 Answers are built by scheduler.queries; these models describe them in the OpenAPI document, and
 tests hold the answers to them. Times are ISO 8601 UTC, sizes bytes.
@@ -6,88 +6,17 @@ tests hold the answers to them. Times are ISO 8601 UTC, sizes bytes.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from espalier.messages import FileEntry
-from espalier.specs import Frozen, NameText
 from espalier.states import ArtifactKind, AttemptState, JobState, Kind
 
-
-def _split(value: Any) -> Any:
-    """``a,b`` and repeated parameters both name several."""
-    values = value if isinstance(value, list) else [value]
-    return [part for text in values for part in str(text).split(",") if part]
-
-
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-Search = Annotated[str, Field(max_length=200)]
 
 
 class Answer(BaseModel):
     """An answer has these fields, and in later versions maybe more."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-# --- Asked --------------------------------------------------------------------------------
-
-
-class JobsQuery(Frozen):
-    state: Annotated[tuple[JobState, ...], BeforeValidator(_split)] = Field(
-        (), description="several: a,b"
-    )
-    kind: Annotated[tuple[Kind, ...], BeforeValidator(_split)] = Field(
-        (), description="several: a,b"
-    )
-    project: Search | None = None
-    pipeline: Search | None = None
-    q: Search | None = Field(None, description="found in id, name and note")
-    limit: int = Field(50, ge=1, le=1000)
-    before: str | None = Field(None, max_length=16, description="the cursor `next` of a page")
-
-
-class MetricsQuery(Frozen):
-    after: int = Field(-1, ge=-1, description="points with a later step only")
-
-
-class EventsQuery(Frozen):
-    after: int = Field(0, ge=0, description="the id of the last event seen")
-    limit: int = Field(500, ge=1, le=1000)
-
-
-class LogQuery(Frozen):
-    attempt: str | None = Field(None, max_length=16, description="default: the newest")
-    offset: int = Field(0, ge=0, description="bytes")
-    limit: int = Field(262_144, ge=1, le=1_048_576, description="bytes")
-
-
-class ArtifactsQuery(Frozen):
-    kind: ArtifactKind | None = None
-    project: Search | None = None
-    q: Search | None = Field(None, description="found in project/name")
-    limit: int = Field(1000, ge=1, le=1000)
-
-
-class PublishRequest(Frozen):
-    """A version of files whose blobs are uploaded; ``parents`` are references it was made from."""
-
-    kind: ArtifactKind
-    files: tuple[FileEntry, ...] = Field(min_length=1, max_length=10_000)
-    meta: dict[str, Any] = Field(default_factory=dict)
-    parents: tuple[Annotated[str, Field(max_length=300)], ...] = Field((), max_length=100)
-
-
-class AliasRequest(Frozen):
-    version: str = Field(max_length=96, description="a number, commit, alias or `latest`")
-    expected: str | None = Field(None, description="the commit it must point at now")
-
-
-class DrainRequest(Frozen):
-    draining: bool = True
-
-
-class JoinRequest(Frozen):
-    name: NameText
 
 
 # --- Answered: people ---------------------------------------------------------------------
@@ -134,11 +63,15 @@ class FileAnswer(Answer):
 
 
 class AttemptAnswer(Answer):
+    """``charged`` counts against ``max_attempts``; what machines or people ended does not."""
+
     id: str
     number: int
     worker: str
     state: AttemptState
     reason: str | None
+    charged: bool
+    preempted: bool
     placed_at: Time
     started_at: Time | None
     finished_at: Time | None
@@ -148,6 +81,25 @@ class AttemptAnswer(Answer):
     log_bytes: int
     resumed_from_step: int | None
     error: Trouble | None
+
+
+class RungAnswer(BaseModel):
+    """A step of the ladder: what changed after ``attempt`` ran out of memory on ``worker``.
+
+    ``memory_limit`` is what that worker had to give, in bytes; ``message`` is for people.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", serialize_by_alias=True, validate_by_alias=True, validate_by_name=True
+    )
+
+    rung: Literal["micro_batch_size", "grad_checkpoint", "min_memory_bytes"]
+    before: int | bool = Field(alias="from")
+    after: int | bool = Field(alias="to")
+    worker: str
+    attempt: str
+    memory_limit: int
+    message: str
 
 
 class InputAnswer(Answer):
@@ -171,21 +123,38 @@ class OutputAnswer(Answer):
 
 
 class JobAnswer(Answer):
+    """``paused``: held back, and no worker has it; ``pause_requested_at`` alone: it is stopping.
+
+    ``spec`` is what was asked for; ``effective_spec`` what runs since the ladder changed it.
+    ``charged`` attempts count against ``max_attempts``; ``lost`` ones, which machines ended, set
+    the job aside when there are too many (``set_aside``). It is not placed before ``not_before``,
+    nor on a worker with less than ``min_memory_bytes`` to give.
+    """
+
     id: str
     kind: Kind
     state: JobState
+    paused: bool
     project: str
     name: str
     note: str
     spec: dict[str, Any]
+    effective_spec: dict[str, Any] | None
+    ladder: list[RungAnswer]
+    min_memory_bytes: int | None
     priority: int
     max_attempts: int
+    charged: int
+    lost: int
+    set_aside: bool
     created_by: str | None
     created_at: Time
     queued_at: Time | None
+    not_before: Time | None
     started_at: Time | None
     finished_at: Time | None
     cancel_requested_at: Time | None
+    pause_requested_at: Time | None
     pipeline_id: str | None
     step: str | None
     needs: list[str]
@@ -324,6 +293,23 @@ class AliasAnswer(Answer):
     alias: str
     ref: str
     commit: str
+
+
+# --- Answered: projects -------------------------------------------------------------------
+
+
+class ProjectAnswer(Answer):
+    """``role`` is yours; None for an admin who is no member. ``weight`` is in fair share."""
+
+    name: str
+    role: Literal["owner", "member"] | None
+    weight: float
+    preemptible: bool
+    created_at: Time
+
+
+class ProjectsAnswer(Answer):
+    projects: list[ProjectAnswer]
 
 
 # --- Answered: workers --------------------------------------------------------------------

@@ -5,7 +5,8 @@ from scheduler.db import now
 from scheduler.models import User
 from scheduler.queries import Document, stamp
 from scheduler.queries import workers as queries
-from web.api.models import DrainRequest, JoinToken, WhoAmI, WorkerAnswer, WorkersAnswer
+from web.api.asked import DrainRequest
+from web.api.models import JoinToken, WhoAmI, WorkerAnswer, WorkersAnswer
 from web.auth import actor
 from web.routes import Routes
 from web.services import services

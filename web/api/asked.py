@@ -1,0 +1,80 @@
+"""The JSON of ``/api/v1`` beyond the specs: what is asked."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from espalier.messages import FileEntry
+from espalier.specs import Frozen, NameText
+from espalier.states import ArtifactKind, JobState, Kind
+
+Search = Annotated[str, Field(max_length=200)]
+
+
+def _split(value: Any) -> Any:
+    """``a,b`` and repeated parameters both name several."""
+    values = value if isinstance(value, list) else [value]
+    return [part for text in values for part in str(text).split(",") if part]
+
+
+class JobsQuery(Frozen):
+    state: Annotated[tuple[JobState, ...], BeforeValidator(_split)] = Field(
+        (), description="several: a,b"
+    )
+    kind: Annotated[tuple[Kind, ...], BeforeValidator(_split)] = Field(
+        (), description="several: a,b"
+    )
+    project: Search | None = None
+    pipeline: Search | None = None
+    q: Search | None = Field(None, description="found in id, name and note")
+    paused: bool | None = Field(None, description="open jobs that are held back, or all others")
+    limit: int = Field(50, ge=1, le=1000)
+    before: str | None = Field(None, max_length=16, description="the cursor `next` of a page")
+
+
+class MetricsQuery(Frozen):
+    after: int = Field(-1, ge=-1, description="points with a later step only")
+
+
+class EventsQuery(Frozen):
+    after: int = Field(0, ge=0, description="the id of the last event seen")
+    limit: int = Field(500, ge=1, le=1000)
+
+
+class LogQuery(Frozen):
+    attempt: str | None = Field(None, max_length=16, description="default: the newest")
+    offset: int = Field(0, ge=0, description="bytes")
+    limit: int = Field(262_144, ge=1, le=1_048_576, description="bytes")
+
+
+class ArtifactsQuery(Frozen):
+    kind: ArtifactKind | None = None
+    project: Search | None = None
+    q: Search | None = Field(None, description="found in project/name")
+    limit: int = Field(1000, ge=1, le=1000)
+
+
+class PublishRequest(Frozen):
+    """A version of files whose blobs are uploaded; ``parents`` are references it was made from."""
+
+    kind: ArtifactKind
+    files: tuple[FileEntry, ...] = Field(min_length=1, max_length=10_000)
+    meta: dict[str, Any] = Field(default_factory=dict)
+    parents: tuple[Annotated[str, Field(max_length=300)], ...] = Field((), max_length=100)
+
+
+class AliasRequest(Frozen):
+    version: str = Field(max_length=96, description="a number, commit, alias or `latest`")
+    expected: str | None = Field(None, description="the commit it must point at now")
+
+
+class DrainRequest(Frozen):
+    draining: bool = True
+
+
+class ProjectRequest(Frozen):
+    preemptible: bool = Field(description="its running jobs may be paused for more urgent ones")
+
+
+class JoinRequest(Frozen):
+    name: NameText
