@@ -19,6 +19,9 @@ from mlx_lm.tuner.trainer import iterate_batches
 from espalier.specs import EvalSpec, TrainSpec
 from worker.engine.report import BadInput
 
+#: A row of a data set: its tokens, and where what is to be learnt begins.
+Row = tuple[list[int], int]
+
 _FEATURES = ("prompt_feature", "completion_feature", "text_feature", "chat_feature")
 
 
@@ -141,17 +144,42 @@ def check_targets(name: str, dataset: Any, max_seq_length: int) -> None:
 class Rows:
     """Rows that are tokens already, in the shape mlx-lm's CacheDataset wraps."""
 
-    def __init__(self, rows: list[tuple[list[int], int]]) -> None:
+    def __init__(self, rows: list[Row]) -> None:
         self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> tuple[list[int], int]:
+    def __getitem__(self, index: int) -> Row:
         return self._rows[index]
 
-    def process(self, row: tuple[list[int], int]) -> tuple[list[int], int]:
+    def process(self, row: Row) -> Row:
         return row
+
+
+def split(rows: list[Row], size: int | None) -> list[list[Row]]:
+    """Cut a batch into parts of ``size`` rows, in its order; the last may be smaller."""
+    size = size or len(rows)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def padded(rows: list[Row], max_seq_length: int) -> Any:
+    """Return rows as mlx-lm's ``(tokens [rows, T], spans [rows, 2])``.
+
+    T is the longest of these rows, on to the next multiple of 32 and one more. A part of a batch
+    is as long as its own longest row: what pads a row takes no part in its loss, and costs.
+    """
+    return next(iterate_batches(CacheDataset(Rows(rows)), len(rows), max_seq_length))
+
+
+def target_tokens(rows: list[Row], max_seq_length: int) -> int:
+    """How many tokens mlx-lm's loss counts in these rows, whatever they are padded to.
+
+    From a row's offset, or its second token, to the padding token behind it; a row that fills
+    ``max_seq_length`` has none behind it.
+    """
+    ends = ((min(len(tokens), max_seq_length - 1), offset) for tokens, offset in rows)
+    return sum(max(end - max(offset, 1) + 1, 0) for end, offset in ends)
 
 
 class Batches:
@@ -169,22 +197,14 @@ class Batches:
         self.position = 0
         self.truncated = 0
 
-    def __call__(
-        self,
-        dataset: Any,
-        batch_size: int,
-        max_seq_length: int,
-        loop: bool = False,
-        seed: int | None = None,
-        comm_group: Any = None,
-    ) -> Iterator[Any]:
-        """Yield ``(tokens [batch, length], spans [batch, 2])``; for ever with ``loop``."""
+    def rows(
+        self, dataset: Any, batch_size: int, max_seq_length: int, loop: bool = False
+    ) -> Iterator[list[Row]]:
+        """Yield the rows of each batch, cut to ``max_seq_length``; for ever with ``loop``."""
         groups = _groups(dataset, batch_size)
         draws = self._draw(len(groups)) if loop else iter(self.rng.permutation(len(groups)))
         for drawn in draws:
-            rows = [self._cut(dataset[i], max_seq_length) for i in groups[drawn]]
-            batch = CacheDataset(Rows(rows))
-            yield next(iterate_batches(batch, batch_size, max_seq_length, comm_group=comm_group))
+            yield [self._cut(dataset[i], max_seq_length) for i in groups[drawn]]
 
     def _draw(self, count: int) -> Iterator[int]:
         while True:
@@ -193,7 +213,7 @@ class Batches:
             self.position += 1
             yield int(self.order[self.position - 1])
 
-    def _cut(self, row: tuple[list[int], int], limit: int) -> tuple[list[int], int]:
+    def _cut(self, row: Row, limit: int) -> Row:
         tokens, offset = row
         if len(tokens) > limit:
             self.truncated = max(self.truncated, len(tokens))

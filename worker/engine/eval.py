@@ -36,7 +36,7 @@ def run(job: Job) -> None:
     seed_everything(spec.seed)
     loaded = load_model(job.need("model"))
     dataset = _open(job, spec, loaded.tokenizer)
-    limits = Limits(spec.batch_size, spec.test_batches, spec.max_seq_length, spec.seed)
+    limits = Limits.of(spec)
     adapter = open_adapter(job.need("adapter")) if spec.adapter else None
     meta = facts(loaded)
 

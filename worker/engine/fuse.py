@@ -24,7 +24,7 @@ def run(job: Job) -> None:
     seed_everything(spec.seed)
     adapter = open_adapter(job.need("adapter"))
     tuned = load_model(job.need("model"))
-    limits = Limits(spec.batch_size, spec.test_batches, spec.max_seq_length, spec.seed)
+    limits = Limits.of(spec)
     text = held_out(job, tuned, limits)
     job.report.phase("testing the base")
     base = measure(job, tuned.model, text.dataset, text.limits)

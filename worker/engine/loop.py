@@ -8,16 +8,11 @@ tests hold its losses to those of ``mlx_lm.lora``.
 
 import math
 import time
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.nn.utils import average_gradients
-from mlx.utils import tree_map
-from mlx_lm.tuner.trainer import default_loss, evaluate, grad_checkpoint
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from espalier.specs import TrainSpec
@@ -25,35 +20,10 @@ from espalier.states import Reason
 from worker.engine import checkpoints
 from worker.engine.adapters import adapter_name, save_adapter
 from worker.engine.checkpoints import Progress
-from worker.engine.data import Batches
+from worker.engine.data import Batches, Row, padded, split, target_tokens
+from worker.engine.measure import Limits, mean_loss
 from worker.engine.report import Cancelled, Fault, Job, log
-
-Step = Callable[[Any, Any, bool], tuple[Any, Any, Any]]
-
-
-def compile_step(model: Any, optimizer: Any, accumulation: int) -> tuple[Step, list[Any]]:
-    """Return mlx-lm's compiled training step, and the state that it changes.
-
-    ``step((tokens [B, T], spans [B, 2]), gradient or None, update)`` returns the batch's mean
-    loss, its target tokens and the gradient accumulated so far (None after an update).
-    """
-    value_and_grad = nn.value_and_grad(model, default_loss)
-    state = [model.state, optimizer.state, mx.random.state]
-
-    @partial(mx.compile, inputs=state, outputs=state)
-    def step(batch: Any, previous: Any, update: bool) -> tuple[Any, Any, Any]:
-        (loss, tokens), gradient = value_and_grad(model, *batch)
-        if previous is not None:
-            gradient = tree_map(lambda x, y: x + y, gradient, previous)
-        if update:
-            gradient = average_gradients(gradient)
-            if accumulation > 1:
-                gradient = tree_map(lambda x: x / accumulation, gradient)
-            optimizer.update(model, gradient)
-            gradient = None
-        return loss, tokens, gradient
-
-    return step, state
+from worker.engine.step import Step, compile_step, grad_checkpoint
 
 
 class Loop:
@@ -77,37 +47,53 @@ class Loop:
         self.progress = progress
         self.adapter = adapter
         self._told_truncated = batches.truncated
+        self._validation = replace(Limits.of(spec), batches=spec.val_batches)
 
     def run(self, train_set: Any, valid_set: Any | None) -> None:
         """Train to the end; raises Cancelled after a cancel order, once its checkpoint stands."""
         spec, progress = self.spec, self.progress
         maybe_set_recommended_wired_limit()
         if spec.grad_checkpoint:
-            grad_checkpoint(self.model.layers[0])
-        step, state = compile_step(self.model, self.optimizer, spec.grad_accumulation_steps)
+            grad_checkpoint(self.model.layers[0], spec.lora_parameters.dropout > 0)
+        parts = (spec.micro_batch_size or spec.batch_size) < spec.batch_size
+        step, state = compile_step(self.model, self.optimizer, spec.grad_accumulation_steps, parts)
         self.model.train()
-        drawn = self.batches(train_set, spec.batch_size, spec.max_seq_length, loop=True)
+        drawn = self.batches.rows(train_set, spec.batch_size, spec.max_seq_length, loop=True)
         self.job.report.phase("training")
         while progress.step < spec.iters:
-            batch = next(drawn)
+            rows = next(drawn)
             it = progress.step + 1
             if valid_set is not None and (
                 it == 1 or it % spec.steps_per_eval == 0 or it == spec.iters
             ):
                 self._validate(it, valid_set)
             began = time.perf_counter()
+            self._take(step, state, rows, it % spec.grad_accumulation_steps == 0)
+            progress.seconds += time.perf_counter() - began
+            progress.step = it
+            progress.steps += 1
+            self._after_step()
+
+    def _take(self, step: Step, state: list[Any], rows: list[Row], update: bool) -> None:
+        """Take one step over a batch, whole or part by part.
+
+        A part is evaluated before the next is built, so that only its activations are in memory;
+        gradient and loss of the batch are sums over its parts.
+        """
+        spec, progress = self.spec, self.progress
+        parts = split(rows, spec.micro_batch_size)
+        total = mx.array(target_tokens(rows, spec.max_seq_length), mx.float32)
+        for number, part in enumerate(parts, 1):
+            batch = padded(part, spec.max_seq_length)
+            batch = (*batch, total) if len(parts) > 1 else batch
             loss, tokens, progress.gradients = step(
-                batch, progress.gradients, it % spec.grad_accumulation_steps == 0
+                batch, progress.gradients, update and number == len(parts)
             )
             progress.losses += loss
             progress.tokens += tokens
             mx.eval(state, progress.losses, progress.tokens, progress.gradients)
             if mx.get_cache_memory() > spec.clear_cache_threshold:
                 mx.clear_cache()
-            progress.seconds += time.perf_counter() - began
-            progress.step = it
-            progress.steps += 1
-            self._after_step()
 
     def _after_step(self) -> None:
         spec, it = self.spec, self.progress.step
@@ -129,16 +115,8 @@ class Loop:
 
     def _validate(self, it: int, valid_set: Any) -> None:
         """Measure validation loss before step ``it``; it belongs to the step before."""
-        spec = self.spec
         self.job.report.phase("validating")
-        loss = evaluate(
-            model=self.model,
-            dataset=valid_set,
-            batch_size=spec.batch_size,
-            num_batches=spec.val_batches,
-            max_seq_length=spec.max_seq_length,
-            iterate_batches=self.batches,
-        )
+        loss, _ = mean_loss(self.model, valid_set, self._validation, self.batches)
         self.model.train()
         log.info("step %d: validation loss %.4f", it - 1, loss)
         self._guard(loss, "validation ")

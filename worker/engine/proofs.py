@@ -1,7 +1,7 @@
 """Proofs: what a job made is compared with what it was made from, on held-out text."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -58,8 +58,7 @@ def held_out(job: Job, loaded: Loaded, limits: Limits) -> HeldOut:
 
 
 def _fit(limits: Limits, dataset: Any) -> Limits:
-    size = min(limits.batch_size, len(dataset))
-    return Limits(size, limits.batches, limits.max_seq_length, limits.seed)
+    return replace(limits, batch_size=min(limits.batch_size, len(dataset)))
 
 
 def sample_rows(loaded: Loaded, seed: int) -> list[tuple[list[int], int]]:
@@ -88,9 +87,9 @@ def compare(job: Job, reference: Any, candidate: Any, text: HeldOut) -> Comparis
     """
     limits = text.limits
     total = limits.count(text.dataset)
-    batches = data.Batches(limits.seed)(text.dataset, limits.batch_size, limits.max_seq_length)
+    parts = limits.drawn(text.dataset, data.Batches(limits.seed))
     worst, kl_sum, losses, count = 0.0, 0.0, [0.0, 0.0], 0
-    for done, (tokens, spans) in zip(range(1, total + 1), batches, strict=False):
+    for done, (tokens, spans) in enumerate(parts, 1):
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         at = mx.arange(1, targets.shape[1] + 1)
         mask = mx.logical_and(at >= spans[:, 0:1], at <= spans[:, 1:])
@@ -101,9 +100,9 @@ def compare(job: Job, reference: Any, candidate: Any, text: HeldOut) -> Comparis
         mx.eval(kl, *sums)
         worst = max(worst, float(kl.max().item()))
         kl_sum += float(kl.sum().item())
-        losses = [total + float(part.item()) for total, part in zip(losses, sums, strict=True)]
+        losses = [before + float(part.item()) for before, part in zip(losses, sums, strict=True)]
         count += int(mask.sum().item())
-        job.advance(done, total, "batches")
+        job.advance(done // limits.parts, total, "batches")
     if math.isnan(kl_sum):
         worst = math.nan
     first_loss, second_loss = (loss / count for loss in losses)

@@ -75,7 +75,7 @@ def run(job: Job) -> None:
     _refuse_quantized(original)
     if spec.test_batches == 0:
         raise BadInput("test_batches is 0: nothing would be measured.", "Use −1 for all.")
-    limits = Limits(spec.batch_size, spec.test_batches, spec.max_seq_length, spec.seed)
+    limits = Limits.of(spec)
     text = held_out(job, original, limits)
 
     job.report.phase("measuring the original")

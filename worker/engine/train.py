@@ -27,6 +27,10 @@ _OPTIMIZERS = {
 }
 
 
+#: What mlx-lm's own configuration does not know, and an adapter's does not need.
+_NOT_MLX_LM = {"kind", "resume_adapter_file", "micro_batch_size", "on_oom"}
+
+
 def run(job: Job) -> None:
     """Train, announcing checkpoints as they come and the adapter at the end."""
     spec = job.task.spec
@@ -173,7 +177,7 @@ def make_optimizer(spec: TrainSpec) -> Any:
 
 def adapter_config(spec: TrainSpec, num_layers: int) -> dict[str, Any]:
     """Return ``adapter_config.json`` as mlx-lm writes it, with references where it has paths."""
-    config = spec.model_dump(mode="json", exclude={"kind", "resume_adapter_file"})
+    config = spec.model_dump(mode="json", exclude=_NOT_MLX_LM)
     config = {key: value for key, value in config.items() if value is not None}
     full = spec.fine_tune_type == "full"
     return config | {
@@ -194,7 +198,7 @@ def _log_size(model: Any) -> None:
 def _test(job: Job, spec: TrainSpec, model: Any, dataset: Any, batches: data.Batches) -> None:
     """Measure the test split after training, as ``mlx_lm.lora --train --test`` does."""
     job.report.phase("testing")
-    limits = Limits(spec.batch_size, spec.test_batches, spec.max_seq_length, spec.seed)
+    limits = Limits.of(spec)
     measured = measure(job, model, dataset, limits, batches)
     job.report.metrics(spec.iters, **measured.metrics())
 

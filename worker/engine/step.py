@@ -1,0 +1,87 @@
+"""One training step: a batch at once as mlx-lm takes it, or in parts with the same result."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.nn.utils import average_gradients
+from mlx.utils import tree_map
+from mlx_lm.tuner.trainer import default_loss
+from mlx_lm.tuner.trainer import grad_checkpoint as _mlx_lm_checkpoint
+
+Step = Callable[[Any, Any, bool], tuple[Any, Any, Any]]
+
+
+def part_loss(model: Any, tokens: Any, spans: Any, total: Any) -> tuple[Any, Any]:
+    """Return a part's share of its batch's mean loss, and the part's target tokens.
+
+    ``tokens`` is [rows, T], ``spans`` [rows, 2] as mlx-lm has them, ``total`` the target tokens
+    of the whole batch. mlx-lm's ``default_loss`` divides by the tokens it was given; divided by
+    the batch's, losses and gradients of the parts add up to those of the batch.
+    """
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    logits = model(inputs)
+    at = mx.arange(1, targets.shape[1] + 1)
+    mask = mx.logical_and(at >= spans[:, 0:1], at <= spans[:, 1:])
+    losses = nn.losses.cross_entropy(logits, targets) * mask
+    return losses.astype(mx.float32).sum() / total, mask.sum()
+
+
+def compile_step(
+    model: Any, optimizer: Any, accumulation: int, parts: bool = False
+) -> tuple[Step, list[Any]]:
+    """Return mlx-lm's compiled training step, and the state that it changes.
+
+    ``step((tokens [B, T], spans [B, 2]), gradient or None, update)`` returns the batch's mean
+    loss, its target tokens and the gradient accumulated so far (None after an update). With
+    ``parts`` it takes a part of a batch and the batch's target tokens, as ``part_loss`` does.
+    """
+    value_and_grad = nn.value_and_grad(model, part_loss if parts else default_loss)
+    state = [model.state, optimizer.state, mx.random.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(batch: Any, previous: Any, update: bool) -> tuple[Any, Any, Any]:
+        (loss, tokens), gradient = value_and_grad(model, *batch)
+        if previous is not None:
+            gradient = tree_map(lambda x, y: x + y, gradient, previous)
+        if update:
+            gradient = average_gradients(gradient)
+            if accumulation > 1:
+                gradient = tree_map(lambda x: x / accumulation, gradient)
+            optimizer.update(model, gradient)
+            gradient = None
+        return loss, tokens, gradient
+
+    return step, state
+
+
+def grad_checkpoint(layer: Any, dropout: bool) -> None:
+    """Have every layer of this type compute its activations again instead of keeping them.
+
+    Without ``dropout`` it is mlx-lm's own. That one draws new dropout masks for the second
+    forward pass, so that gradients belong to other masks than the loss; here both passes draw
+    from one key.
+    """
+    if not dropout:
+        _mlx_lm_checkpoint(layer)
+        return
+    forward = type(layer).__call__
+
+    def checkpointed(module: Any, *args: Any, **kwargs: Any) -> Any:
+        if not module.training:
+            return forward(module, *args, **kwargs)
+
+        def inner(key: Any, parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            module.update(parameters)
+            kept, mx.random.state[0] = mx.random.state[0], key
+            try:
+                return forward(module, *args, **kwargs)
+            finally:
+                mx.random.state[0] = kept
+
+        mx.random.state[0], key = mx.random.split(mx.random.state[0])
+        return mx.checkpoint(inner)(key, module.trainable_parameters(), *args, **kwargs)
+
+    type(layer).__call__ = checkpointed
