@@ -1,5 +1,8 @@
 """What a worker is told and what it hands back: claim and finish."""
 
+import hashlib
+import json
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -15,20 +18,27 @@ from espalier.messages import (
     OutputManifest,
 )
 from espalier.settings import settings
-from espalier.specs import SPECS, parse
-from espalier.states import ArtifactKind, JobState, Kind
+from espalier.specs import SPECS, Spec, parse
+from espalier.states import ArtifactKind, AttemptState, JobState, Kind
 from scheduler import jobs, models, registry
 from scheduler.blobs import Blobs
 from scheduler.models import Attempt, Job, JobInput, Version, Worker
 
 
 def claim(session: Session, worker: Worker, attempt_id: str, message: Claim) -> Assignment:
-    """Let the worker start its attempt; LeaseLost when there is nothing to claim (any more)."""
+    """Let the worker start its attempt; LeaseLost when there is nothing to claim (any more).
+
+    Asked again by the same process it gives the same answer, also when the job is to end by now:
+    that process runs the attempt, and hears so with its first report.
+    """
     attempt = jobs.own_attempt(session, worker, attempt_id)
     if worker.boot_id != message.boot_id:
         raise LeaseLost(f"Worker {worker.name} was started again since: say hello first.")
-    if attempt.job.cancel_requested_at:
-        raise Conflict(f"Job {attempt.job_id} is being cancelled.")
+    if attempt.state == AttemptState.PLACED:
+        if attempt.job.cancel_requested_at:
+            raise Conflict(f"Job {attempt.job_id} is being cancelled.")
+        if attempt.job.pause_requested_at or attempt.preempt_requested_at:
+            raise Conflict(f"Job {attempt.job_id} is paused.")
     resume = _resume(session, attempt.job)
     if jobs.take(session, worker, attempt, message.boot_id):
         attempt.resumed_from_step = resume.step if resume else None
@@ -37,12 +47,17 @@ def claim(session: Session, worker: Worker, attempt_id: str, message: Claim) -> 
         attempt_number=attempt.number,
         job_id=attempt.job_id,
         kind=Kind(attempt.job.kind),
-        spec=parse(SPECS[Kind(attempt.job.kind)], attempt.job.spec),
+        spec=_spec(attempt.job),
         inputs=tuple(_input(session, i) for i in attempt.job.inputs),
         resume=resume,
         lease_seconds=settings().lease_seconds,
         report_seconds=settings().report_seconds,
     )
+
+
+def _spec(job: Job) -> Spec:
+    """What was asked for, with what the ladder has changed since."""
+    return parse(SPECS[Kind(job.kind)], {**job.spec, **job.overrides})
 
 
 def _resume(session: Session, job: Job) -> Checkpoint | None:
@@ -83,11 +98,15 @@ def finish(
     """End an attempt: publish what it made, move its job on, in the caller's one transaction.
 
     Refused with LeaseLost when the attempt is not this process's any more; a repeat of a finish
-    that was taken gets the same answer.
+    that was taken gets the answer that the first one got, whatever became of the job since. Says
+    the repeat anything else than the first one, it is refused.
     """
     attempt = jobs.own_attempt(session, worker, attempt_id)
-    if attempt.boot_id == message.boot_id and attempt.state == message.state:
-        return _finished(attempt)
+    digest = _digest(message)
+    if attempt.answer and attempt.boot_id == message.boot_id:
+        if attempt.answer["digest"] != digest:
+            raise LeaseLost(f"Attempt {attempt.id} has {attempt.state} with another manifest.")
+        return Finished.model_validate(attempt.answer["answer"])
     attempt = jobs.hold(session, worker, attempt_id, message.boot_id)
     attempt.peak_memory_bytes = max(
         filter(None, (attempt.peak_memory_bytes, message.peak_memory_bytes)), default=None
@@ -102,7 +121,18 @@ def finish(
     else:
         jobs.fail(session, attempt, message.reason, message.error)
     session.flush()
-    return _finished(attempt)
+    finished = _finished(attempt)
+    attempt.answer = {"digest": digest, "answer": finished.model_dump(mode="json")}
+    return finished
+
+
+def _digest(message: Finish) -> str:
+    """Return the sha256 of what a finish says about the work: who says it may change, and when."""
+    said = message.model_dump(mode="json", exclude={"boot_id", "peak_memory_bytes"})
+    for output in said["outputs"]:
+        output["files"].sort(key=lambda file: file["path"])
+    said["outputs"].sort(key=lambda output: output["role"])
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _finished(attempt: Attempt) -> Finished:

@@ -1,11 +1,12 @@
 """Workers: how they join, say hello, are heard of, and are put aside."""
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, object_session
 
-from espalier.errors import Conflict, Unavailable
+from espalier.errors import Conflict, LeaseLost, Unavailable
 from espalier.messages import Heartbeat, Hello, Orders, Welcome
 from espalier.queue import queue_for
 from espalier.refs import check_name
@@ -14,6 +15,7 @@ from espalier.states import ATTEMPT_LIVE, AttemptState, Reason
 from scheduler import access, ingest, jobs
 from scheduler.access import Actor
 from scheduler.db import now
+from scheduler.events import record
 from scheduler.models import Attempt, Worker
 
 #: A busy machine may miss a few reports; it is not away for that.
@@ -32,13 +34,22 @@ def join(session: Session, name: str) -> tuple[Worker, str]:
 
 
 def hello(session: Session, worker: Worker, message: Hello, config: Settings) -> Welcome:
-    """A worker process has started: what its last process held is given back at once."""
-    moment = now(session)
+    """A worker process has started: what its last process held is passed on or given back.
+
+    Said again by the same process it changes nothing and gets the same answer. Raises Conflict
+    while another machine is at work under this name, Unavailable without a broker.
+    """
     if not config.broker_url:
         raise Unavailable("The control plane has no broker: set ESPALIER_BROKER_URL.")
+    held = _held_by(message)
+    attempts = _lock(session, worker, held)
+    moment = now(session)
     if worker.boot_id != message.boot_id:
+        _refuse_a_second(worker, message, moment, config)
         worker.boot_id, worker.started_at = message.boot_id, moment
-        _recover(session, worker)
+        same = worker.installation in (None, message.installation)
+        worker.installation = message.installation
+        _recover(session, worker, attempts, held if same else {})
     worker.machine = message.machine.model_dump(mode="json")
     worker.slots, worker.seen_at, worker.unclaimed = message.slots, moment, 0
     return Welcome(
@@ -49,17 +60,103 @@ def hello(session: Session, worker: Worker, message: Hello, config: Settings) ->
         lease_seconds=config.lease_seconds,
         report_seconds=config.report_seconds,
         upstream_hub=config.upstream_hub,
+        inherited=_inherited(attempts, held, message.boot_id),
     )
 
 
-def _recover(session: Session, worker: Worker) -> None:
-    """The process is new, so nothing of the old one runs; unclaimed tickets are sent again."""
-    for attempt in live_attempts(session, worker):
+def _held_by(message: Hello) -> dict[str, set[str]]:
+    """Return attempt → the processes that may have held it last.
+
+    More than one where a process that inherited it ended before it could write that down.
+    """
+    held: dict[str, set[str]] = {}
+    for item in message.held:
+        held.setdefault(item.attempt_id, set()).add(item.boot_id)
+    return held
+
+
+def _lock(session: Session, worker: Worker, held: Iterable[str]) -> list[Attempt]:
+    """Return the worker's live and held attempts, locked, and lock the worker after them.
+
+    In the order in which reports lock them: the other could lock each other out.
+    """
+    concerned = (
+        select(Attempt)
+        .where(
+            Attempt.worker_id == worker.id,
+            Attempt.state.in_(ATTEMPT_LIVE) | Attempt.id.in_(list(held)),
+        )
+        .order_by(Attempt.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    attempts = list(session.scalars(concerned))
+    session.refresh(worker, with_for_update=True)
+    return attempts
+
+
+def _refuse_a_second(worker: Worker, message: Hello, moment: datetime, config: Settings) -> None:
+    """Raise Conflict when another machine was at work under this name a moment ago.
+
+    Another machine is another data directory, or a copy of it on another host. Two processes in
+    one directory exclude each other by a lock.
+    """
+    if worker.seen_at is None or not worker.installation or not message.installation:
+        return
+    host, silence = worker.machine.get("hostname"), moment - worker.seen_at
+    if (worker.installation, host) == (message.installation, message.machine.hostname):
+        return
+    if silence > away_after(config):
+        return
+    started = f"{worker.started_at:%Y-%m-%d %H:%M:%S} UTC" if worker.started_at else "a while"
+    rest = (away_after(config) - silence).total_seconds()
+    raise Conflict(
+        f"{worker.name} is at work already: on {host} since {started}, heard of"
+        f" {silence.total_seconds():.0f} s ago. This is {message.machine.hostname}.",
+        hint="Join this machine under a name of its own, or stop the other; when that one is gone"
+        f" for good, start this one again in {rest + 1:.0f} s.",
+    )
+
+
+def _recover(
+    session: Session, worker: Worker, attempts: Iterable[Attempt], held: Mapping[str, set[str]]
+) -> None:
+    """Nothing of the old process runs any more: pass on what it left on its disk.
+
+    Unclaimed tickets are sent again; what is not on the disk is given up.
+    """
+    for attempt in attempts:
         if attempt.state == AttemptState.PLACED:
             attempt.published_at = None
-        else:
-            text = f"{worker.name} was started again."
-            jobs.lose(session, attempt, Reason.WORKER_STOPPED, text)
+        elif attempt.boot_id in held.get(attempt.id, ()) and _pass_on(session, worker, attempt):
+            continue
+        elif attempt.state == AttemptState.RUNNING:
+            text = f"{worker.name} ended without a word and was started again."
+            jobs.lose(session, attempt, Reason.WORKER_CRASHED, text)
+
+
+def _pass_on(session: Session, worker: Worker, attempt: Attempt) -> bool:
+    """Let the worker's new process finish an attempt that runs, or may be adopted again."""
+    before, attempt.boot_id = attempt.boot_id, worker.boot_id
+    try:
+        jobs.hold(session, worker, attempt.id, worker.boot_id or "")
+    except LeaseLost:
+        attempt.boot_id = before
+        return False
+    moment = now(session)
+    jobs.extend_lease(attempt, moment)
+    text = f"{worker.name} was started again; it publishes what the attempt left on its disk."
+    record(session, moment, attempt.job, "inherited", text, attempt=attempt)
+    return True
+
+
+def _inherited(attempts: Iterable[Attempt], held: Iterable[str], boot_id: str) -> tuple[str, ...]:
+    known = set(held)
+    return tuple(
+        a.id
+        for a in attempts
+        if a.id in known and (a.state, a.boot_id) == (AttemptState.RUNNING, boot_id)
+    )
 
 
 def heartbeat(session: Session, worker: Worker, message: Heartbeat, config: Settings) -> Orders:

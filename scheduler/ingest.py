@@ -1,7 +1,8 @@
 """Taking in what workers report: idempotent by ``(attempt, seq)``, each batch one transaction."""
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -24,24 +25,30 @@ from espalier.messages import (
 )
 from espalier.settings import settings
 from scheduler import jobs, models
+from scheduler.blobrows import touch
 from scheduler.db import now
 from scheduler.events import record
-from scheduler.models import Attempt, Blob, Checkpoint, Job, Metric, Worker
+from scheduler.models import Attempt, Checkpoint, Job, Metric, Worker
 
 
 def report(
     session: Session, worker: Worker, attempt_id: str, message: Report, *, watched: bool = False
 ) -> Orders:
-    """Take in a batch, renew the lease, and answer with orders. LeaseLost ends the child."""
+    """Take in a batch, renew the lease, and answer with orders. LeaseLost ends the child.
+
+    A batch that is not newer than the last one renews the lease and is otherwise dropped. A
+    number may be missing: the worker sends the next batch only when this one was taken or
+    refused for good, so a gap is what was refused, and must not hold up what follows.
+    """
     attempt = jobs.hold(session, worker, attempt_id, message.boot_id)
     moment = now(session)
     jobs.extend_lease(attempt, moment)
     worker.seen_at = moment
-    attempt.memory_bytes = message.memory_bytes
-    peaks = (attempt.peak_memory_bytes, message.peak_memory_bytes)
-    attempt.peak_memory_bytes = max(filter(None, peaks), default=None)
     if message.seq > attempt.last_seq:
         attempt.last_seq = message.seq
+        attempt.memory_bytes = message.memory_bytes
+        peaks = (attempt.peak_memory_bytes, message.peak_memory_bytes)
+        attempt.peak_memory_bytes = max(filter(None, peaks), default=None)
         for event in message.events:
             _take(session, attempt, event, moment)
         _metrics(session, attempt, message.events, moment)
@@ -51,7 +58,7 @@ def report(
 
 def orders(worker: Worker, attempts: list[Attempt], *, watched: bool = False) -> Orders:
     """What the worker must do now."""
-    found = [Order(order="cancel", attempt_id=a.id) for a in attempts if a.job.cancel_requested_at]
+    found = [Order(order=o, attempt_id=a.id) for a in attempts for o in _asked_of(a)]
     if worker.draining:
         found.append(Order(order="drain"))
     config = settings()
@@ -60,6 +67,14 @@ def orders(worker: Worker, attempts: list[Attempt], *, watched: bool = False) ->
         report_seconds=config.watched_report_seconds if watched else config.report_seconds,
         lease_seconds=config.lease_seconds,
     )
+
+
+def _asked_of(attempt: Attempt) -> Iterable[Literal["cancel", "pause"]]:
+    """A cancel ends the job, so it wins over a pause."""
+    if attempt.job.cancel_requested_at:
+        yield "cancel"
+    elif attempt.job.pause_requested_at or attempt.preempt_requested_at:
+        yield "pause"
 
 
 def _take(session: Session, attempt: Attempt, event: Event, moment: datetime) -> None:
@@ -115,7 +130,18 @@ def _metrics(
 def _log(
     session: Session, attempt: Attempt, chunks: tuple[LogChunk, ...], moment: datetime
 ) -> None:
+    """Keep the chunks; one that is there, from a batch with another number, stays as it is."""
+    if not chunks:
+        return
+    known = select(models.LogChunk.offset).where(
+        models.LogChunk.attempt_id == attempt.id,
+        models.LogChunk.offset.in_([chunk.offset for chunk in chunks]),
+    )
+    there = set(session.scalars(known))
     for chunk in chunks:
+        if chunk.offset in there:
+            continue
+        there.add(chunk.offset)
         size = len(chunk.text.encode())
         session.add(
             models.LogChunk(
@@ -137,7 +163,7 @@ def checkpoint(
     """Record a checkpoint whose blobs are all in the store. A repeat changes nothing."""
     attempt = jobs.hold(session, worker, attempt_id, message.boot_id)
     wanted = {f.sha256 for f in message.files}
-    present = set(session.scalars(select(Blob.sha256).where(Blob.sha256.in_(wanted))))
+    present = touch(session, wanted).keys()
     if wanted - present:
         raise InvalidInput(
             f"Checkpoint {message.step} names blobs that are not in the store: upload them first.",
@@ -145,9 +171,9 @@ def checkpoint(
         )
     files = [f.model_dump() for f in message.files]
     moment = now(session)
-    attempt.job.lost = 0  # it gets on: losing workers now and then does not set it aside
     existing = session.get(Checkpoint, (attempt.job_id, message.step))
     if existing is None:
+        attempt.job.lost = 0  # it gets on: losing workers now and then does not set it aside
         session.add(
             Checkpoint(
                 job_id=attempt.job_id,
