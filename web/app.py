@@ -17,7 +17,7 @@ from scheduler.blobs import Blobs
 from scheduler.db import Database
 from scheduler.store import open_driver
 from scheduler.wake import Waker
-from web import agent, api, auth, headers, health, pages, problems
+from web import agent, api, auth, headers, health, hub, pages, problems
 from web.services import Services
 
 #: Bytes of a request's body, unless its address takes more (parts of uploads, data files).
@@ -36,7 +36,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         waker=Waker(config.broker_url) if config.broker_url else None,
     )
     csrf = CSRFProtect(app)
-    for programs in (api.register(app), *agent.register(app)):
+    for programs in (api.register(app), *agent.register(app), hub.register(app)):
         csrf.exempt(programs)  # a Bearer token is never sent by a browser on its own
     app.register_blueprint(auth.blueprint)
     app.register_blueprint(health.make_blueprint())

@@ -10,13 +10,16 @@ from werkzeug.http import is_resource_modified
 from web.services import services
 
 
-def send_blob(sha256: str, size: int, name: str | None = None) -> Response:
+def send_blob(
+    sha256: str, size: int, name: str | None = None, *, etag: str | None = None
+) -> Response:
     """Return the blob, or the one range of it that was asked for, as a download.
 
     ``name`` is the file's name for a browser. The sha256 is the ETag, so that a range of another
-    version is never mixed in. Raises NotFound, Unavailable.
+    version is never mixed in; a protocol that knows the bytes by another digest gives that as
+    ``etag``. Raises NotFound, Unavailable.
     """
-    etag = f'"{sha256}"'
+    etag = f'"{etag or sha256}"'
     if not is_resource_modified(request.environ, etag=etag):
         return _headed(Response(status=304), etag, None)
     start, stop = _range(size, etag) or (0, size)
