@@ -21,6 +21,7 @@ from espalier.states import ArtifactKind
 from espalier.vetting import is_config, vet_file, vet_names
 from scheduler import access, datasets, registry
 from scheduler.access import Actor
+from scheduler.blobrows import Digests
 from scheduler.blobs import Blobs
 from scheduler.db import Database
 from scheduler.models import Artifact, Blob, Project, Version
@@ -66,6 +67,16 @@ def publish(database: Database, blobs: Blobs, actor: Actor, wanted: Publication)
         _check_present(session, actor, wanted.files)
         _parents(session, actor, wanted)
     found = _judge(blobs, wanted.kind, wanted.files, wanted.meta)
+    meta = {**wanted.meta, **found}
+
+    def compose(session: Session, there: dict[str, Digests]) -> bytes:
+        project = access.project_for(session, actor, wanted.project)
+        parents = _parents(session, actor, wanted)
+        return registry.compose(
+            there, project, wanted.name, wanted.kind, wanted.files, meta, parents
+        )
+
+    registry.prepare(database, blobs, wanted.files, compose)
     with database.transaction() as session:
         project = access.project_for(session, actor, wanted.project)
         version = registry.publish(
@@ -75,7 +86,7 @@ def publish(database: Database, blobs: Blobs, actor: Actor, wanted: Publication)
             name=wanted.name,
             kind=wanted.kind,
             files=wanted.files,
-            meta={**wanted.meta, **found},
+            meta=meta,
             parents=_parents(session, actor, wanted),
             created_by=actor.user_id,
         )
@@ -123,7 +134,9 @@ def _check_present(session: Session, actor: Actor, files: Sequence[FileEntry]) -
     names = sorted(wanted)
     for first in range(0, len(names), 1000):
         rows = session.execute(
-            select(Blob.sha256, Blob.size).where(Blob.sha256.in_(names[first : first + 1000]))
+            select(Blob.sha256, Blob.size).where(
+                Blob.sha256.in_(names[first : first + 1000]), Blob.damaged_at.is_(None)
+            )
         )
         sizes.update(rows.all())
     for index, file in enumerate(files):

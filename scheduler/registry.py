@@ -1,17 +1,17 @@
-"""Artifacts: named lines of immutable versions, their aliases, and what was made from what.
+"""Artifacts: named lines of immutable versions, and their aliases.
 
-A version is its manifest (scheduler.manifests), whose sha1 is the commit.
+A version is its manifest (scheduler.manifests), whose sha1 is the commit. Every change here counts
+the artifact's ``revision`` up: its head in the store is due then (scheduler.heads).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import Session
 
 from espalier.errors import Conflict, InvalidInput, NotFound
 from espalier.messages import FileEntry
@@ -19,11 +19,13 @@ from espalier.refs import COMMIT, VERSION, ArtifactRef, check_name
 from espalier.states import JOB_OPEN, ArtifactKind
 from scheduler import manifests
 from scheduler.access import Actor, audit
+from scheduler.blobrows import Digests, touch
 from scheduler.blobs import Blobs
-from scheduler.db import now
+from scheduler.db import Database, now
 from scheduler.models import (
     Alias,
     Artifact,
+    Blob,
     Job,
     JobInput,
     Lineage,
@@ -34,8 +36,6 @@ from scheduler.models import (
 
 #: A selector that always means the newest version; no alias may be called so.
 LATEST = "latest"
-#: Relatives that a lineage lists in each direction.
-MAX_RELATIVES = 500
 
 Parent = tuple[str, Version]  # the role it had in the making, and the version
 
@@ -159,26 +159,21 @@ def publish(
         )
         if again is not None:
             return again
-    oids = _check_files(session, blobs, files)
+    there = touch(session, (file.sha256 for file in files))
+    manifest = compose(there, project, name, kind, files, meta, parents, job)
     artifact = _artifact_for(session, project, name, kind)
-    manifest = manifests.build(
-        f"{project.name}/{name}",
-        kind,
-        files={file.path: (file, oids[file.sha256]) for file in files},
-        parents=[(role, label(parent), parent.commit) for role, parent in parents],
-        meta=meta,
-        job=job.id if job else None,
-    )
     commit = manifests.commit(manifest)
     version = session.scalar(
         select(Version).where(Version.artifact_id == artifact.id, Version.commit == commit)
     )
     if version is not None:
         _restore(version, files)
+        changed(artifact)
         return version
     moment = now(session)
     artifact.latest += 1
     artifact.updated_at = moment
+    changed(artifact)
     version = Version(
         artifact=artifact,
         number=artifact.latest,
@@ -199,6 +194,56 @@ def publish(
     return version
 
 
+def prepare(
+    database: Database,
+    blobs: Blobs,
+    files: Sequence[FileEntry],
+    compose: Callable[[Session, dict[str, Digests]], bytes],
+) -> None:
+    """Do what takes the store's time before the transaction that publishes: no lock is held here.
+
+    The store is asked whether it has all the files, and keeps the manifest that ``compose``
+    returns, as `compose` below makes it. Raises InvalidInput for files that are not there.
+    """
+    with database.reading() as session:
+        rows = session.scalars(select(Blob).where(Blob.sha256.in_({f.sha256 for f in files})))
+        there = {
+            row.sha256: Digests(row.sha256, row.git_oid, row.size)
+            for row in rows
+            if row.damaged_at is None
+        }
+        manifest = compose(session, there)
+    for name in blobs.verify_there(database, {name: row.size for name, row in there.items()}):
+        del there[name]
+    _check_files(there, files)
+    blobs.keep(database, manifest)
+
+
+def compose(
+    there: Mapping[str, Digests],
+    project: Project,
+    name: str,
+    kind: ArtifactKind,
+    files: Sequence[FileEntry],
+    meta: Mapping[str, Any],
+    parents: Sequence[Parent],
+    job: Job | None = None,
+) -> bytes:
+    """Return the manifest of a version of these files, which are all ``there``.
+
+    Raises InvalidInput for unsafe, clashing or absent ones.
+    """
+    _check_files(there, files)
+    return manifests.build(
+        f"{project.name}/{name}",
+        kind,
+        files={file.path: (file, there[file.sha256].git_oid) for file in files},
+        parents=[(role, label(parent), parent.commit) for role, parent in parents],
+        meta=meta,
+        job=job.id if job else None,
+    )
+
+
 def _rows(files: Iterable[FileEntry]) -> list[VersionFile]:
     return [VersionFile(path=f.path, sha256=f.sha256, size=f.size) for f in files]
 
@@ -216,10 +261,8 @@ def _restore(version: Version, files: Iterable[FileEntry]) -> None:
         version.files = _rows(files)
 
 
-def _check_files(session: Session, blobs: Blobs, files: Sequence[FileEntry]) -> dict[str, str]:
-    """Return sha256 → git oid of the files, whose blobs are then safe from collection."""
+def _check_files(there: Mapping[str, Digests], files: Sequence[FileEntry]) -> None:
     faults = list(manifests.clashes([file.path for file in files]))
-    there = blobs.touch(session, (file.sha256 for file in files))
     for file in files:
         blob = there.get(file.sha256)
         if blob is None:
@@ -233,7 +276,11 @@ def _check_files(session: Session, blobs: Blobs, files: Sequence[FileEntry]) -> 
             f"{path}: {problem}{more}." if path else f"{problem}.",
             errors=[{"loc": ["files", path], "msg": problem} for path, problem in faults[:20]],
         )
-    return {sha256: blob.git_oid for sha256, blob in there.items()}
+
+
+def changed(artifact: Artifact) -> None:
+    """Count a change of the artifact's versions or aliases."""
+    artifact.revision = Artifact.revision + 1  # in SQL: the row may not be locked
 
 
 def _artifact_for(session: Session, project: Project, name: str, kind: ArtifactKind) -> Artifact:
@@ -290,6 +337,7 @@ def set_alias(
         row = Alias(artifact=artifact, name=alias, version=version, updated_at=moment)
     row.version, row.updated_at = version, moment
     session.add(row)
+    changed(artifact)
     session.flush()
     change = {"from": before, "to": version.commit}
     audit(session, actor, "alias.set", f"{_path(artifact)}@{alias}", change)
@@ -306,6 +354,7 @@ def remove_alias(session: Session, actor: Actor, artifact: Artifact, alias: str)
         )
     commit = row.version.commit
     session.delete(row)
+    changed(artifact)
     session.flush()
     audit(session, actor, "alias.remove", f"{_path(artifact)}@{alias}", {"from": commit})
 
@@ -339,61 +388,6 @@ def delete_version(session: Session, actor: Actor, version: Version) -> None:
     if job is not None:
         raise Conflict(f"{label(version)} is an input of job {job}.", hint="Wait for it to end.")
     version.deleted_at = now(session)
+    changed(version.artifact)
     session.flush()
     audit(session, actor, "version.delete", label(version), {"commit": version.commit})
-
-
-# --- Lineage ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Relative:
-    """A version ``depth`` steps away; ``role`` is the parent's role in the step from ``of``.
-
-    ``of`` is the id of the version one step nearer to the one that was asked about.
-    """
-
-    version: Version
-    role: str
-    of: str
-    depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What a version was made from, and what was made from it; nearest first."""
-
-    ancestors: tuple[Relative, ...]
-    descendants: tuple[Relative, ...]
-
-
-def lineage(session: Session, version: Version) -> Family:
-    """Return both sides of the tree, up to MAX_RELATIVES each; deleted versions are in it."""
-    return Family(
-        _relatives(session, version, Lineage.child_id, Lineage.parent_id),
-        _relatives(session, version, Lineage.parent_id, Lineage.child_id),
-    )
-
-
-def _relatives(
-    session: Session,
-    version: Version,
-    near: InstrumentedAttribute[str],
-    far: InstrumentedAttribute[str],
-) -> tuple[Relative, ...]:
-    """Walk one level a query; a version reached twice is listed by each way that leads to it."""
-    found: list[Relative] = []
-    seen, level, depth = {version.id}, [version.id], 0
-    while level and len(found) < MAX_RELATIVES:
-        depth += 1
-        steps = session.execute(
-            select(Lineage.role, near, Version)
-            .join(Version, Version.id == far)
-            .where(near.in_(level))
-            .order_by(Version.created_at, Version.id, Lineage.role)
-            .limit(MAX_RELATIVES - len(found))
-        ).all()
-        found += [Relative(relative, role, of, depth) for role, of, relative in steps]
-        level = sorted({relative.id for _, _, relative in steps} - seen)
-        seen.update(level)
-    return tuple(found)

@@ -12,7 +12,7 @@ from espalier.ids import new_id
 from espalier.refs import ArtifactRef, HubRef, JobRef, Ref, StepRef, parse_artifact, parse_ref
 from espalier.specs import OUTPUT_KIND, JobRequest, PipelineRequest, Spec
 from espalier.states import JobState, Kind
-from scheduler import access, registry
+from scheduler import access, lineage, registry
 from scheduler.access import Actor
 from scheduler.db import now
 from scheduler.events import record
@@ -205,7 +205,7 @@ def _inherited_data(session: Session, inputs: list[JobInput]) -> list[JobInput]:
 
 
 def _data_of_version(session: Session, version_id: str) -> Version | None:
-    family = registry.lineage(session, session.get_one(Version, version_id))
+    family = lineage.family(session, session.get_one(Version, version_id))
     for relative in family.ancestors:
         if relative.version.artifact.kind == ROLE_KIND["data"]:
             return relative.version

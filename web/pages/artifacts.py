@@ -4,7 +4,7 @@ from flask import redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from espalier.refs import ArtifactRef
-from scheduler import registry
+from scheduler import lineage, registry
 from scheduler.access import projects_of
 from scheduler.models import Version
 from scheduler.queries import Document
@@ -63,7 +63,7 @@ def _version_page(ref: ArtifactRef) -> str:
         context: Document = {
             "artifact": artifact_document(db, found),
             "version": document,
-            "tiers": tiers(chosen, registry.lineage(db, chosen), visible),
+            "tiers": tiers(chosen, lineage.family(db, chosen), visible),
             "uses": commands(document, _base(chosen, document)),
             "preview": preview(db, chosen, request.args.get("tokenizer") or None),
         }

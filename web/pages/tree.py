@@ -3,8 +3,9 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from scheduler.lineage import Family
 from scheduler.models import Version
-from scheduler.registry import Family, label
+from scheduler.registry import label
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from espalier.messages import FileEntry
 from espalier.refs import parse_artifact
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import registry
+from scheduler import lineage, registry
 from scheduler.access import SYSTEM
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
@@ -264,7 +264,7 @@ def test_lineage_goes_both_ways(session: Session, blobs: Blobs) -> None:
         ArtifactKind.MODEL,
         parents=(("model", base), ("adapter", tuned)),
     )
-    family = registry.lineage(session, fused)
+    family = lineage.family(session, fused)
     assert family.descendants == ()
     assert {(r.version.artifact.name, r.role, r.depth) for r in family.ancestors} == {
         ("base", "model", 1),
@@ -272,7 +272,7 @@ def test_lineage_goes_both_ways(session: Session, blobs: Blobs) -> None:
         ("base", "model", 2),
         ("sql", "data", 2),
     }
-    down = registry.lineage(session, base).descendants
+    down = lineage.family(session, base).descendants
     assert {(r.version.artifact.name, r.role, r.of, r.depth) for r in down} == {
         ("tuned", "model", base.id, 1),
         ("fused", "model", base.id, 1),

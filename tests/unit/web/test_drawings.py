@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from scheduler.lineage import Family, Relative
 from scheduler.models import Artifact, Project, Version
-from scheduler.registry import Family, Relative
 from web.live import Message, Sections, batch, named
 from web.pages.charts import HEIGHT, WIDTH, loss_plot, sampled
 from web.pages.facts import facts, remaining
