@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -21,7 +22,9 @@ from espalier.settings import settings
 from espalier.specs import SPECS, Spec, parse
 from espalier.states import ArtifactKind, AttemptState, JobState, Kind
 from scheduler import jobs, models, registry
+from scheduler.blobrows import Digests
 from scheduler.blobs import Blobs
+from scheduler.db import Database
 from scheduler.models import Attempt, Job, JobInput, Version, Worker
 
 
@@ -142,13 +145,48 @@ def _finished(attempt: Attempt) -> Finished:
     return Finished(job_state=JobState(attempt.job.state), outputs=outputs)
 
 
-def _publish(session: Session, blobs: Blobs, attempt: Attempt, output: OutputManifest) -> str:
-    """Make the version. The main output has the job's name; others have theirs behind it."""
+def prepare(
+    database: Database, blobs: Blobs, worker_id: str, attempt_id: str, message: Finish
+) -> None:
+    """Do what takes the store's time before `finish`: no lock is held meanwhile.
+
+    Who may not finish is told so by `finish`. Raises InvalidInput for outputs whose files are not
+    in the store.
+    """
+    with database.reading() as session:
+        attempt = session.get(Attempt, attempt_id)
+        mine = attempt and (attempt.worker_id, attempt.boot_id) == (worker_id, message.boot_id)
+        if not mine or attempt.state != AttemptState.RUNNING:
+            return
+    for output in message.outputs:
+        composed = partial(_compose, attempt_id, output)
+        registry.prepare(database, blobs, output.files, composed)
+
+
+def _compose(
+    attempt_id: str, output: OutputManifest, session: Session, there: dict[str, Digests]
+) -> bytes:
+    attempt = session.get_one(Attempt, attempt_id)
+    job = attempt.job
+    name, meta, parents = _described(attempt, output)
+    return registry.compose(there, job.project, name, output.kind, output.files, meta, parents, job)
+
+
+def _described(
+    attempt: Attempt, output: OutputManifest
+) -> tuple[str, dict[str, object], list[registry.Parent]]:
+    """Return name, meta and parents. The main output has the job's name, others theirs behind."""
     job = attempt.job
     name = job.name.split("/")[1]
     if output.role != output.kind:
         name = f"{name}-{output.role}"
-    parents = [(i.role, i.version) for i in job.inputs if i.version is not None]
+    meta = {**output.meta, "worker": _provenance(attempt), "hub": _hub_inputs(job)}
+    return name, meta, [(i.role, i.version) for i in job.inputs if i.version is not None]
+
+
+def _publish(session: Session, blobs: Blobs, attempt: Attempt, output: OutputManifest) -> str:
+    job = attempt.job
+    name, meta, parents = _described(attempt, output)
     version = registry.publish(
         session,
         blobs,
@@ -156,7 +194,7 @@ def _publish(session: Session, blobs: Blobs, attempt: Attempt, output: OutputMan
         name=name,
         kind=output.kind,
         files=output.files,
-        meta={**output.meta, "worker": _provenance(attempt), "hub": _hub_inputs(job)},
+        meta=meta,
         parents=parents,
         created_by=job.created_by,
         job=job,

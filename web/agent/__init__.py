@@ -104,6 +104,7 @@ def _add_attempts(routes: Routes) -> None:
     @routes.route("POST", "/attempts/<attempt_id>/finish", answer=Finished)
     def finish(attempt_id: str, body: Finish) -> Finished:
         """Publish the outputs and end the attempt; 409 when the lease is not its own."""
-        with services().committing() as session:
-            blobs = services().blobs
-            return assignments.finish(session, blobs, _worker(session), attempt_id, body)
+        store = services()
+        assignments.prepare(store.database, store.blobs, g.worker_id, attempt_id, body)
+        with store.committing() as session:
+            return assignments.finish(session, store.blobs, _worker(session), attempt_id, body)
