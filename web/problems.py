@@ -1,15 +1,24 @@
 """Errors as answers: RFC 9457 problems for programs, a page for people."""
 
+import errno
 import logging
+import shutil
 
-from flask import Flask, Response, jsonify, render_template, request
+from flask import Flask, Response, current_app, jsonify, render_template, request
 from markupsafe import escape
 from pydantic import ValidationError
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
-from espalier.errors import EspalierError, InvalidInput, NotFound, TooLarge, Unavailable
+from espalier.errors import (
+    EspalierError,
+    InvalidInput,
+    NotFound,
+    StorageFull,
+    TooLarge,
+    Unavailable,
+)
 from espalier.specs import invalid
 
 log = logging.getLogger(__name__)
@@ -26,6 +35,7 @@ def register(app: Flask) -> None:
     for away in (OperationalError, InterfaceError, PoolTimeout):
         app.register_error_handler(away, _database_away)
     app.register_error_handler(DataError, _not_storable)
+    app.register_error_handler(OSError, _os_error)
     app.register_error_handler(Exception, _unexpected)
 
 
@@ -90,6 +100,8 @@ def _from_http(error: HTTPException) -> EspalierError:
 
 
 def _database_away(error: Exception) -> Response:
+    if "database or disk is full" in str(getattr(error, "orig", "")):  # SQLite's own words
+        return _disk_full(error)
     log.warning("The database does not answer: %s", type(error).__name__, exc_info=error)
     away = Unavailable("The database is away or busy.", hint="Try again in a moment.")
     away.retry_after = 2.0
@@ -99,6 +111,24 @@ def _database_away(error: Exception) -> Response:
 def _not_storable(error: Exception) -> Response:
     log.info("The database refused a value: %s", error)
     return answer(InvalidInput("A value cannot be stored: too large, or not text."))
+
+
+def _os_error(error: OSError) -> Response:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _disk_full(error) if full else _unexpected(error)
+
+
+def _disk_full(error: Exception) -> Response:
+    """No room for what was asked for: nothing of it was kept, and it may be asked again."""
+    log.warning("No room: %s", error)
+    home = current_app.extensions["espalier"].settings.home
+    left = shutil.disk_usage(home).free
+    full = StorageFull(
+        f"The control plane's disk is full: {left} bytes are left in its data directory.",
+        hint="Make room there, then try again: nothing of this request was kept.",
+    )
+    full.retry_after = 10.0
+    return answer(full)
 
 
 def _unexpected(error: Exception) -> Response:
