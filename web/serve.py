@@ -35,8 +35,15 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> Flask:
         from web import create_app
+        from web.beat import Beat
+        from web.services import Services
 
-        return create_app()
+        app = create_app()
+        found: Services = app.extensions["espalier"]
+        beat = Beat(found.database)
+        beat.start()
+        self.cfg.set("worker_exit", lambda _server, _worker: beat.stop())
+        return app
 
 
 def main() -> None:

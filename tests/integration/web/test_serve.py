@@ -3,17 +3,23 @@
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from sqlalchemy import text
 
-from scheduler.db import migrate
+from scheduler import leader
+from scheduler.db import Database, migrate
+from scheduler.models import Presence
+from web.beat import Beat
 
 #: Bytes that the web's two processes may hold together when idle.
 IDLE_BYTES = 260 << 20
@@ -43,11 +49,18 @@ def server(tmp_path: Path, broker_url: str) -> Iterator[tuple[subprocess.Popen[b
     process.wait()
 
 
+def beaten(directory: Path) -> bool:
+    """Whether the scheduler would see that the door is open."""
+    with closing(sqlite3.connect(directory / "espalier.db")) as connection:
+        found = connection.execute("SELECT holder FROM presence WHERE name = 'web'").fetchone()
+    return found is not None
+
+
 def test_starts_answers_stays_small_and_stops(
-    server: tuple[subprocess.Popen[bytes], str],
+    server: tuple[subprocess.Popen[bytes], str], tmp_path: Path
 ) -> None:
     process, url = server
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             # The port is open before the app is loaded, which a busy machine takes its time for.
@@ -65,9 +78,44 @@ def test_starts_answers_stays_small_and_stops(
     }
     assert httpx.get(f"{url}/login", timeout=60).status_code == 200
     assert httpx.get(f"{url}/api/v1/jobs", timeout=60).status_code == 401
+    until(lambda: beaten(tmp_path))
     web = psutil.Process(process.pid)
     family = [web, *web.children(recursive=True)]
     assert sum(member.memory_info().rss for member in family) < IDLE_BYTES
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=60) == 0
     assert not [member for member in family if member.is_running()]
+
+
+def test_a_beat_outlives_the_databases_absence(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so once, beats on, and is heard when the database is back."""
+    beat = Beat(database, every=0.02)
+    with database.transaction() as session:
+        session.execute(text("ALTER TABLE presence RENAME TO gone"))
+    beat.start()
+    try:
+        until(lambda: "does not take a beat" in caplog.text)
+        with database.transaction() as session:
+            session.execute(text("ALTER TABLE gone RENAME TO presence"))
+        until(lambda: door(database) is not None)
+    finally:
+        beat.stop()
+    assert caplog.text.count("does not take a beat") == 1
+    found = door(database)
+    assert found is not None
+    assert found.holder.endswith(f":{os.getpid()}")
+    assert found.expires_at > found.seen_at
+
+
+def door(database: Database) -> Presence | None:
+    with database.reading() as session:
+        return session.get(Presence, leader.WEB)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
