@@ -103,9 +103,9 @@ class Dispatcher:
         queued = _candidates(session, moment)
         tickets = []
         for placement in place(queued, workers):
-            job = session.get_one(Job, placement.job_id)
-            attempt = jobs.place(session, job, placement, moment)
-            tickets.append(_ticket(attempt, moment))
+            attempt = jobs.place(session, placement, moment)
+            if attempt is not None:
+                tickets.append(_ticket(attempt, moment))
         return tickets
 
     def _capacities(self, session: Session, moment: datetime) -> Iterable[Capacity]:

@@ -14,10 +14,10 @@ from espalier.errors import Conflict, LeaseLost, NotFound
 from espalier.messages import Failure
 from espalier.settings import settings
 from espalier.states import (
-    ATTEMPT_LIVE,
     ATTEMPT_TRANSITIONS,
-    JOB_ENDED,
     JOB_TRANSITIONS,
+    MACHINE_FAULTS,
+    NO_FAULTS,
     NOT_CHARGED,
     NOT_RETRIED,
     ArtifactKind,
@@ -25,10 +25,10 @@ from espalier.states import (
     JobState,
     Reason,
 )
-from scheduler import access
-from scheduler.access import Actor
+from scheduler import ladder, retries
 from scheduler.db import now
 from scheduler.events import record
+from scheduler.locks import lock_job
 from scheduler.models import Attempt, Job, JobDependency, JobInput, Worker
 from scheduler.placement import Placement
 
@@ -82,18 +82,35 @@ def _one_row(result: object, error: Conflict) -> None:
 # --- From queue to worker -----------------------------------------------------------------
 
 
-def queue(session: Session, job: Job, moment: datetime, message: str) -> None:
-    """Make a job ready to be placed."""
+def queue(session: Session, job: Job, moment: datetime, message: str, kind: str = "queued") -> None:
+    """Make a job ready to be placed, behind those of its priority that are ready already.
+
+    One that was in the queue before keeps its place: see ``_again`` for who loses it.
+    """
     move_job(session, job, JobState.QUEUED)
-    job.queued_at, job.phase, job.progress = moment, None, None
-    record(session, moment, job, "queued", message)
+    job.queued_at, job.phase, job.progress = job.queued_at or moment, None, None
+    record(session, moment, job, kind, message)
 
 
-def place(session: Session, job: Job, placement: Placement, moment: datetime) -> Attempt:
+def place(session: Session, placement: Placement, moment: datetime) -> Attempt | None:
     """Give a queued job to a worker: its next attempt, whose ticket is still to be sent.
 
+    None when the job is being changed by somebody else, or was: it is looked at again soon.
     A second live attempt of the same job is refused by the database (``uq_attempts_live_job``).
     """
+    job = session.scalar(
+        select(Job)
+        .where(
+            Job.id == placement.job_id,
+            Job.state == JobState.QUEUED,
+            Job.cancel_requested_at.is_(None),
+            Job.pause_requested_at.is_(None),
+        )
+        .with_for_update(key_share=True, skip_locked=True)
+        .execution_options(populate_existing=True)
+    )
+    if job is None:
+        return None
     numbers = select(Attempt.number).where(Attempt.job_id == job.id)
     attempt = Attempt(
         job_id=job.id,
@@ -109,13 +126,25 @@ def place(session: Session, job: Job, placement: Placement, moment: datetime) ->
     return attempt
 
 
+def withdraw(session: Session, attempt: Attempt, reason: Reason, moment: datetime) -> None:
+    """Take a placed attempt back before its worker claims it; its job stays queued."""
+    _end_attempt(session, attempt, AttemptState.CANCELLED, reason, moment)
+
+
+def preempt(session: Session, attempt: Attempt, urgent: Job, moment: datetime) -> None:
+    """Ask a running attempt to make room for a job of higher priority."""
+    attempt.preempt_requested_at = moment
+    text = f"Asked to make room for job {urgent.id}, of priority {urgent.priority}."
+    record(session, moment, attempt.job, "preempting", text, attempt=attempt, urgent=urgent.id)
+
+
 def own_attempt(session: Session, worker: Worker, attempt_id: str) -> Attempt:
     """Return the worker's attempt, locked; another's is as unknown as none."""
     attempt = session.scalar(
         select(Attempt)
         .where(Attempt.id == attempt_id, Attempt.worker_id == worker.id)
-        .with_for_update()
-        .execution_options(populate_existing=True)  # it may have been read before it was locked
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
     )
     if attempt is None:
         raise NotFound(f"Worker {worker.name} has no attempt {attempt_id}.")
@@ -127,12 +156,11 @@ def take(session: Session, worker: Worker, attempt: Attempt, boot_id: str) -> bo
 
     The same process may ask again (its answer was lost on the way); anybody else gets LeaseLost.
     """
-    moment = now(session)
-    job = attempt.job
     if attempt.state == AttemptState.RUNNING and attempt.boot_id == boot_id:
         return False
     if attempt.state != AttemptState.PLACED:
         raise LeaseLost(f"Attempt {attempt.id} is {attempt.state}: there is nothing to claim.")
+    job, moment = lock_job(session, attempt.job_id), now(session)
     move_attempt(session, attempt, AttemptState.RUNNING)
     move_job(session, job, JobState.RUNNING)
     attempt.boot_id, attempt.claimed_at = boot_id, moment
@@ -159,29 +187,33 @@ def hold(session: Session, worker: Worker, attempt_id: str, boot_id: str) -> Att
     attempt = own_attempt(session, worker, attempt_id)
     if attempt.boot_id != boot_id:
         raise LeaseLost(f"Attempt {attempt.id} was claimed by another process of {worker.name}.")
-    if attempt.state == AttemptState.LOST and _adoptable(session, attempt):
-        moment = now(session)
-        move_attempt(session, attempt, AttemptState.RUNNING)
-        move_job(session, attempt.job, JobState.RUNNING)
-        attempt.finished_at, attempt.reason = None, None
-        attempt.job.lost = max(attempt.job.lost - 1, 0)
-        extend_lease(attempt, moment)
-        session.flush()
-        record(session, moment, attempt.job, "adopted", f"{worker.name} is back.", attempt=attempt)
+    # Where the boots differ, a successor of that process said hello.
+    if attempt.state == AttemptState.LOST and worker.boot_id == boot_id:
+        adopt(session, worker, attempt)
     if attempt.state != AttemptState.RUNNING:
         raise LeaseLost(f"Attempt {attempt.id} is {attempt.state}: its lease has ended.")
     return attempt
 
 
-def _adoptable(session: Session, attempt: Attempt) -> bool:
-    if attempt.job.state != JobState.QUEUED or attempt.job.cancel_requested_at:
+def adopt(session: Session, worker: Worker, attempt: Attempt) -> bool:
+    """Take a locked, lost attempt back, and what its loss counted; False when it is too late.
+
+    Too late is when its job was placed again, ended, or is to end.
+    """
+    job = lock_job(session, attempt.job_id)
+    newer = select(Attempt.id).where(Attempt.job_id == job.id, Attempt.number > attempt.number)
+    if job.state != JobState.QUEUED or job.cancel_requested_at or session.scalar(newer.limit(1)):
         return False
-    if attempt.worker.boot_id != attempt.boot_id:  # a successor of that process said hello
-        return False
-    newer = select(Attempt.id).where(
-        Attempt.job_id == attempt.job_id, Attempt.number > attempt.number
-    )
-    return session.scalar(newer.limit(1)) is None
+    moment = now(session)
+    move_attempt(session, attempt, AttemptState.RUNNING)
+    move_job(session, job, JobState.RUNNING)
+    if attempt.reason in MACHINE_FAULTS:
+        job.lost = max(job.lost - 1, 0)
+    attempt.finished_at = attempt.reason = job.not_before = job.error = None
+    extend_lease(attempt, moment)
+    session.flush()
+    record(session, moment, job, "adopted", f"{worker.name} is back.", attempt=attempt)
+    return True
 
 
 # --- How an attempt ends ------------------------------------------------------------------
@@ -189,41 +221,54 @@ def _adoptable(session: Session, attempt: Attempt) -> bool:
 
 def succeed(session: Session, attempt: Attempt, outputs: dict[str, str]) -> None:
     """End attempt and job as succeeded, and let what waited for it go on."""
-    moment, job = now(session), attempt.job
+    job, moment = lock_job(session, attempt.job_id), now(session)
     _end_attempt(session, attempt, AttemptState.SUCCEEDED, Reason.OK, moment)
     made = ", ".join(outputs.values())
-    _end_job(session, job, JobState.SUCCEEDED, Reason.OK, moment, f"Published {made}.")
-    for dependant in _dependants(session, job, JobState.WAITING):
-        promote(session, dependant, moment)
+    end_job(session, job, JobState.SUCCEEDED, Reason.OK, moment, f"Published {made}.")
 
 
 def fail(session: Session, attempt: Attempt, reason: Reason, error: Failure | None) -> None:
     """End an attempt as failed, then decide what becomes of its job."""
-    moment, job = now(session), attempt.job
+    job, moment = lock_job(session, attempt.job_id), now(session)
     attempt.error = error.model_dump(mode="json") if error else None
     _end_attempt(session, attempt, AttemptState.FAILED, reason, moment)
     text = error.message if error else reason.value
     record(session, moment, job, "attempt_failed", text, attempt=attempt, reason=reason.value)
-    _after_attempt(session, job, reason, attempt.error, moment)
+    rung = ladder.climb(session, attempt, moment) if reason == Reason.OUT_OF_MEMORY else None
+    job.error = attempt.error
+    if rung:
+        queue(session, job, moment, "Queued again, to need less memory.")
+    else:
+        _after_attempt(session, job, reason, moment)
 
 
 def stop(session: Session, attempt: Attempt) -> None:
-    """End an attempt whose worker has stopped it on order, and its job."""
-    moment, job = now(session), attempt.job
-    _end_attempt(session, attempt, AttemptState.CANCELLED, Reason.CANCELLED, moment)
+    """End an attempt whose worker has stopped it on order; why, the flags say."""
+    job, moment = lock_job(session, attempt.job_id), now(session)
+    kind, text = "queued", f"{attempt.worker.name} stopped; queued again."
     if job.cancel_requested_at:
-        _end_job(session, job, JobState.CANCELLED, Reason.CANCELLED, moment, "Cancelled.")
+        reason = Reason.CANCELLED
+    elif attempt.preempt_requested_at:
+        reason, kind = Reason.PREEMPTED, "preempted"
+        text = f"Made room on {attempt.worker.name}; it goes on when there is a slot again."
+    elif job.pause_requested_at:
+        reason, kind, text = Reason.PAUSED, "paused", f"{attempt.worker.name} is free of it."
     else:
-        _after_attempt(session, job, Reason.WORKER_STOPPED, None, moment)
+        reason = Reason.WORKER_STOPPED
+    _end_attempt(session, attempt, AttemptState.CANCELLED, reason, moment)
+    if reason == Reason.CANCELLED:
+        end_job(session, job, JobState.CANCELLED, reason, moment, "Cancelled.")
+    else:
+        queue(session, job, moment, text, kind)
 
 
 def lose(session: Session, attempt: Attempt, reason: Reason, message: str) -> None:
-    """Give up an attempt whose worker is not heard of; its job goes back to the queue."""
-    moment, job = now(session), attempt.job
+    """Give up a locked attempt whose worker is not heard of; its job goes back to the queue."""
+    job, moment = lock_job(session, attempt.job_id), now(session)
     _end_attempt(session, attempt, AttemptState.LOST, reason, moment)
     record(session, moment, job, "lost", message, attempt=attempt, reason=reason.value)
-    error: dict[str, object] = {"code": reason.value, "message": message, "hint": None}
-    _after_attempt(session, job, reason, error, moment)
+    job.error = {"code": reason.value, "message": message, "hint": None}
+    _after_attempt(session, job, reason, moment)
 
 
 def _end_attempt(
@@ -233,87 +278,99 @@ def _end_attempt(
     attempt.reason, attempt.finished_at, attempt.memory_bytes = reason, moment, None
 
 
-def _after_attempt(
-    session: Session,
-    job: Job,
-    reason: Reason,
-    error: dict[str, object] | None,
-    moment: datetime,
-) -> None:
-    """Again, set aside, or over: infrastructure faults are not charged to ``max_attempts``."""
-    if reason in NOT_CHARGED:
+def _after_attempt(session: Session, job: Job, reason: Reason, moment: datetime) -> None:
+    """Again, set aside, or over. Faults of machines are not charged to ``max_attempts``."""
+    if reason in MACHINE_FAULTS:
         job.lost += 1
-    else:
+    elif reason not in NO_FAULTS:
         job.charged += 1
-    job.error = error
     if job.cancel_requested_at:
-        _end_job(session, job, JobState.CANCELLED, Reason.CANCELLED, moment, "Cancelled.")
+        end_job(session, job, JobState.CANCELLED, Reason.CANCELLED, moment, "Cancelled.")
     elif reason in NOT_RETRIED or job.charged >= job.max_attempts:
-        text = str(error["message"]) if error else f"Failed: {reason.value}."
-        _end_job(session, job, JobState.FAILED, reason, moment, text)
+        text = str(job.error["message"]) if job.error else f"Failed: {reason.value}."
+        end_job(session, job, JobState.FAILED, reason, moment, text)
     elif job.lost >= settings().lost_limit:
-        text = f"Set aside: {job.lost} attempts were lost in a row. Look at the workers' logs."
-        job.error = {"code": reason.value, "message": text, "hint": "Retry it when they are well."}
-        _end_job(session, job, JobState.FAILED, reason, moment, text)
+        job.error = retries.set_aside(session, job)
+        end_job(session, job, JobState.FAILED, reason, moment, str(job.error["message"]))
     else:
         _again(session, job, reason, moment)
 
 
 def _again(session: Session, job: Job, reason: Reason, moment: datetime) -> None:
+    """Queue it again: at its old place when nobody can charge it with what happened."""
+    job.not_before = None
+    if reason not in NO_FAULTS:
+        job.not_before = retries.not_before(job, reason in MACHINE_FAULTS, moment)
     if reason not in NOT_CHARGED:
-        job.not_before = moment + timedelta(seconds=min(2.0**job.charged, 300.0))
+        job.queued_at = moment
     if job.state == JobState.RUNNING:
         queue(session, job, moment, f"Queued again after {reason.value}.")
 
 
-def _end_job(
+# --- How a job ends, and what hangs on it -------------------------------------------------
+
+
+def end_job(
+    session: Session, job: Job, state: JobState, reason: Reason, moment: datetime, message: str
+) -> None:
+    """End a locked job. What waits for it goes on, or is cancelled with all that waits for that."""
+    _end_one(session, job, state, reason, moment, message)
+    ended = dict.fromkeys(dependants(session, job), job)
+    while ended:  # by ascending id, whatever the shape of the graph
+        job_id = min(ended)
+        cause = ended.pop(job_id)
+        waiting = lock_job(session, job_id)
+        if waiting.state != JobState.WAITING:
+            continue
+        if cause.state == JobState.SUCCEEDED:
+            text = promote(session, waiting, moment)
+        else:
+            text = f"Not run: job {cause.id} ({cause.kind}) was {cause.state}."
+        if text:
+            _end_one(session, waiting, JobState.CANCELLED, Reason.UPSTREAM, moment, text)
+            for further in dependants(session, waiting):
+                ended.setdefault(further, waiting)
+
+
+def _end_one(
     session: Session, job: Job, state: JobState, reason: Reason, moment: datetime, message: str
 ) -> None:
     move_job(session, job, state)
     job.finished_at, job.reason, job.phase, job.progress = moment, reason, None, None
+    job.pause_requested_at = None
     if state == JobState.SUCCEEDED:
         job.error = None
     session.flush()
     record(session, moment, job, state.value, message)
-    if state != JobState.SUCCEEDED:
-        for dependant in _dependants(session, job, JobState.WAITING):
-            text = f"Not run: job {job.id} ({job.kind}) was {state.value}."
-            _end_job(session, dependant, JobState.CANCELLED, Reason.UPSTREAM, moment, text)
 
 
-# --- Dependencies -------------------------------------------------------------------------
-
-
-def _dependants(session: Session, job: Job, state: JobState) -> list[Job]:
+def dependants(session: Session, job: Job) -> list[str]:
+    """Return the ids of the jobs that need this one's output, whatever their state."""
     return list(
-        session.scalars(
-            select(Job)
-            .join(JobDependency, JobDependency.job_id == Job.id)
-            .where(JobDependency.needs_id == job.id, Job.state == state)
-            .order_by(Job.id)
-        )
+        session.scalars(select(JobDependency.job_id).where(JobDependency.needs_id == job.id))
     )
 
 
-def unmet(session: Session, job: Job) -> list[Job]:
-    """Return the jobs that ``job`` still waits for."""
-    return list(
-        session.scalars(
-            select(Job)
-            .join(JobDependency, JobDependency.needs_id == Job.id)
-            .where(JobDependency.job_id == job.id, Job.state != JobState.SUCCEEDED)
-        )
+def promote(session: Session, job: Job, moment: datetime) -> str | None:
+    """Queue a locked, waiting job when all it needs has succeeded, with its inputs pinned.
+
+    Return why it can never run, if what it needs succeeded without making it.
+    """
+    unmet = (
+        select(Job.id)
+        .join(JobDependency, JobDependency.needs_id == Job.id)
+        .where(JobDependency.job_id == job.id, Job.state != JobState.SUCCEEDED)
     )
-
-
-def promote(session: Session, job: Job, moment: datetime) -> None:
-    """Queue a waiting job when all it needs has succeeded, with its inputs pinned."""
-    if unmet(session, job):
-        return
-    for item in session.scalars(select(JobInput).where(JobInput.job_id == job.id)):
-        if item.version_id is None and item.from_job_id:
-            item.version_id = output_of(session, item.from_job_id, item.role, item.from_role)
+    if session.scalar(unmet.limit(1)):
+        return None
+    try:
+        for item in session.scalars(select(JobInput).where(JobInput.job_id == job.id)):
+            if item.version_id is None and item.from_job_id:
+                item.version_id = output_of(session, item.from_job_id, item.role, item.from_role)
+    except NotFound as error:
+        return f"Not run: {error.detail}"
     queue(session, job, moment, "All it needs is there.")
+    return None
 
 
 def output_of(session: Session, job_id: str, role: str, from_role: str | None) -> str:
@@ -329,55 +386,3 @@ def output_of(session: Session, job_id: str, role: str, from_role: str | None) -
             return version.id
     wanted = from_role or ROLE_KIND[role].value
     raise NotFound(f"Job {job_id} ({source.kind}) made no {wanted}.")
-
-
-# --- What people ask for ------------------------------------------------------------------
-
-
-def cancel(session: Session, actor: Actor, job: Job) -> Job:
-    """Ask for a job to end. One that runs is ended by its worker, after a checkpoint."""
-    # Attempt first, then job, as reports do: the other order could lock each other out.
-    live = session.scalar(
-        select(Attempt)
-        .where(Attempt.job_id == job.id, Attempt.state.in_(ATTEMPT_LIVE))
-        .with_for_update()
-    )
-    session.refresh(job)
-    if JobState(job.state) in JOB_ENDED:
-        raise Conflict(f"Job {job.id} has already {job.state}: there is nothing to cancel.")
-    if job.cancel_requested_at:
-        return job
-    moment = now(session)
-    job.cancel_requested_at = moment
-    record(session, moment, job, "cancel_requested", f"Cancel asked for by {actor.name}.")
-    access.audit(session, actor, "job.cancel", job.id)
-    if live is not None and live.state == AttemptState.PLACED:
-        _end_attempt(session, live, AttemptState.CANCELLED, Reason.CANCELLED, moment)
-    if job.state != JobState.RUNNING:
-        _end_job(session, job, JobState.CANCELLED, Reason.CANCELLED, moment, "Cancelled.")
-    return job
-
-
-def retry(session: Session, actor: Actor, job: Job) -> Job:
-    """Bring a failed or cancelled job back, and those that were not run because of it.
-
-    It continues from its last checkpoint; what had succeeded in its pipeline is not run again.
-    """
-    if job.state not in (JobState.FAILED, JobState.CANCELLED):
-        raise Conflict(f"Job {job.id} is {job.state}: only failed and cancelled jobs are retried.")
-    access.audit(session, actor, "job.retry", job.id)
-    _revive(session, job, now(session), f"Retry asked for by {actor.name}.")
-    return job
-
-
-def _revive(session: Session, job: Job, moment: datetime, message: str) -> None:
-    job.cancel_requested_at = job.finished_at = job.not_before = None
-    job.charged = job.lost = 0
-    job.error = job.reason = None
-    session.flush()
-    record(session, moment, job, "retried", message)
-    move_job(session, job, JobState.WAITING)
-    promote(session, job, moment)
-    for dependant in _dependants(session, job, JobState.CANCELLED):
-        if dependant.reason == Reason.UPSTREAM:
-            _revive(session, dependant, moment, f"Waits again for job {job.id}.")

@@ -19,7 +19,7 @@ from espalier.messages import (
     TableEvent,
 )
 from espalier.states import ArtifactKind, Reason
-from scheduler import access, assignments, jobs, registry
+from scheduler import access, assignments, jobs, registry, requests
 from scheduler.db import now
 from scheduler.models import Attempt, Job, Worker
 from tests.browser.stage import GIB, Stage
@@ -273,7 +273,7 @@ class Seed(Stage):
             }
         )
         with self.database.transaction() as db:
-            jobs.cancel(db, self.actor, db.get_one(Job, job))
+            requests.cancel(db, self.actor, db.get_one(Job, job))
         self.age(job, timedelta(minutes=95), timedelta(minutes=1))
 
     def _queued(self) -> str:

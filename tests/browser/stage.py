@@ -111,7 +111,8 @@ class Stage:
         """Place and claim a queued job; return its attempt's id."""
         with self.database.transaction() as db:
             placement = Placement(job_id, self.workers[worker])
-            attempt = jobs.place(db, db.get_one(Job, job_id), placement, now(db))
+            attempt = jobs.place(db, placement, now(db))
+            assert attempt is not None
             found = attempt.id
         with self.database.transaction() as db:
             held = db.get_one(Worker, self.workers[worker])

@@ -1,7 +1,7 @@
 """``/api/v1``: jobs and pipelines."""
 
 from espalier.specs import JobRequest, PipelineRequest
-from scheduler import jobs as changes
+from scheduler import requests as changes
 from scheduler import submit
 from scheduler.queries import Document
 from scheduler.queries import jobs as queries

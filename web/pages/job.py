@@ -12,7 +12,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from espalier.commandline import command
 from espalier.specs import Spec
 from espalier.states import JOB_ENDED, JobState
-from scheduler import jobs as actions
+from scheduler import requests as actions
 from scheduler.models import Job
 from scheduler.queries import Document
 from scheduler.queries import jobs as queries

@@ -26,7 +26,7 @@ from espalier.messages import (
 from espalier.settings import Settings, settings
 from espalier.specs import JobRequest, parse
 from espalier.states import ArtifactKind, Reason
-from scheduler import access, assignments, fleet, ingest, jobs, registry, submit
+from scheduler import access, assignments, fleet, ingest, registry, requests, submit
 from scheduler.access import Actor, actor_for
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
@@ -151,11 +151,11 @@ class Stack:
 
     def cancel(self, job_id: str) -> None:
         with self.database.transaction() as session:
-            jobs.cancel(session, self.actor, session.get_one(Job, job_id))
+            requests.cancel(session, self.actor, session.get_one(Job, job_id))
 
     def retry(self, job_id: str) -> None:
         with self.database.transaction() as session:
-            jobs.retry(session, self.actor, session.get_one(Job, job_id))
+            requests.retry(session, self.actor, session.get_one(Job, job_id))
 
     def job(self, job_id: str) -> Job:
         with self.database.reading() as session:

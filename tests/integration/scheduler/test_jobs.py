@@ -180,13 +180,17 @@ def test_a_job_lost_too_often_is_set_aside(stack: Stack) -> None:
     job_id = stack.submit()
     for n in range(5):
         stack.worker("a", boot=f"boot-{n}")
+        stack.let_pass(100)
         (ticket,) = stack.tick()
         stack.claim(ticket)
     stack.worker("a", boot="last")
     job = stack.job(job_id)
     assert job.state == JobState.FAILED
     assert job.error is not None
+    assert job.error["code"] == "set_aside"
     assert "Set aside: 5 attempts" in job.error["message"]
+    for number in range(1, 6):
+        assert f"#{number} on a (worker_" in job.error["message"], "it says what happened where"
 
 
 @pytest.mark.parametrize("reason", [Reason.BAD_INPUT, Reason.NAN_LOSS, Reason.PROOF_FAILED])
