@@ -143,7 +143,11 @@ def stream(hub: Hub, tell: Callable[[Pulse], Iterable[Message]]) -> Response:
                     yield ": here\n\n"
                     continue
                 seen = fresh
-                for message in tell(fresh):
+                try:
+                    messages = list(tell(fresh))
+                except SQLAlchemyError:  # just gone: the browser comes back, and asks where it was
+                    return
+                for message in messages:
                     yield str(message)
                     if message.event == "end":
                         return

@@ -7,7 +7,13 @@ import shutil
 from flask import Flask, Response, current_app, jsonify, render_template, request
 from markupsafe import escape
 from pydantic import ValidationError
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
@@ -23,6 +29,10 @@ from espalier.specs import invalid
 
 log = logging.getLogger(__name__)
 
+#: Seconds until what is away may be back, where nobody knows better.
+RETRY_AFTER = 5.0
+#: PostgreSQL's code for a full disk; SQLite says it in words.
+_PG_FULL = "53100"
 #: Paths that programs speak to, whatever they accept.
 _PROGRAMS = ("/api/", "/agent/", "/v1/", "/healthz", "/readyz", "/metrics")
 
@@ -32,8 +42,9 @@ def register(app: Flask) -> None:
     app.register_error_handler(EspalierError, answer)
     app.register_error_handler(ValidationError, lambda error: answer(invalid(error)))
     app.register_error_handler(HTTPException, _http)
-    for away in (OperationalError, InterfaceError, PoolTimeout):
+    for away in (OperationalError, InterfaceError, PoolTimeout, PendingRollbackError):
         app.register_error_handler(away, _database_away)
+    app.register_error_handler(DBAPIError, _database_error)
     app.register_error_handler(DataError, _not_storable)
     app.register_error_handler(OSError, _os_error)
     app.register_error_handler(Exception, _unexpected)
@@ -45,8 +56,11 @@ def answer(error: EspalierError) -> Response:
     response.status_code = error.status
     if error.status == 401 and request.path.startswith(("/api/", "/agent/", "/v1/")):
         response.headers["WWW-Authenticate"] = 'Bearer realm="espalier"'
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    wait = error.retry_after
+    if wait is None and isinstance(error, Unavailable):
+        wait = RETRY_AFTER
+    if wait is not None:
+        response.headers["Retry-After"] = str(max(1, round(wait)))
     return response
 
 
@@ -100,12 +114,19 @@ def _from_http(error: HTTPException) -> EspalierError:
 
 
 def _database_away(error: Exception) -> Response:
-    if "database or disk is full" in str(getattr(error, "orig", "")):  # SQLite's own words
-        return _disk_full(error)
-    log.warning("The database does not answer: %s", type(error).__name__, exc_info=error)
+    cause = getattr(error, "orig", None) or error
+    if "database or disk is full" in str(cause) or getattr(cause, "sqlstate", "") == _PG_FULL:
+        return _disk_full(cause)
+    # One line: it is no fault of this program, and everybody's requests meet it at once.
+    log.warning("The database does not answer: %s", str(cause).strip() or type(cause).__name__)
     away = Unavailable("The database is away or busy.", hint="Try again in a moment.")
     away.retry_after = 2.0
     return answer(away)
+
+
+def _database_error(error: DBAPIError) -> Response:
+    """Whatever came over a connection that has just died is no fault of the request."""
+    return _database_away(error) if error.connection_invalidated else _unexpected(error)
 
 
 def _not_storable(error: Exception) -> Response:
