@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,13 +22,17 @@ from typing import IO
 from pydantic import ValidationError
 
 from espalier.messages import EVENT, EngineTask, Event, Order
-from worker.groups import end_group, group_memory, remember, signal_group
+from worker.groups import end_group, group_usage, remember, signal_group
 from worker.machine import keep_awake
+from worker.watchdog import Usage
 
 log = logging.getLogger("worker")
 
-#: Seconds between two looks at the group's memory.
+#: Seconds between two looks at what the group uses.
 SAMPLE_SECONDS = 1.0
+#: Seconds in which a killed group has to be gone. One that the system holds in a call of a driver
+#: never is, and the attempt must not wait for it for ever.
+GONE_SECONDS = 60.0
 #: What a child may know of the worker's environment. A list of what is allowed: secrets have too
 #: many names to be listed.
 _ALLOWED = frozenset(
@@ -39,7 +44,7 @@ _ALLOWED_PREFIXES = ("DYLD_", "LC_", "METAL_", "MLX_", "MTL_", "OMP_")
 
 OnEvent = Callable[[Event], None]
 OnLog = Callable[[bytes], None]
-OnMemory = Callable[[int, int], None]
+OnUsage = Callable[[Usage, float], float]
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
@@ -58,12 +63,15 @@ class Listeners:
 
     event: OnEvent
     log: OnLog
-    memory: OnMemory  # bytes now, peak bytes
+    usage: OnUsage  # and the seconds since the last one; returns those to the next
     ended: Callable[[], None]
 
 
 class Child:
-    """A running engine; ``record`` is where its group is written down (worker.groups)."""
+    """A running engine; ``record`` is where its group is written down (worker.groups).
+
+    On Linux the engine ends with the thread that made it: the one that watches over it.
+    """
 
     def __init__(
         self,
@@ -94,7 +102,7 @@ class Child:
         self.pid = self._process.pid
         # Before it is told what to do: whatever it does, the worker's next start can end it.
         remember(record, self.pid)
-        self.peak_memory = 0
+        self.log_bytes = 0
         self.exit_status: int | None = None
         self._listeners = listeners
         self._ended = threading.Event()
@@ -104,7 +112,7 @@ class Child:
             self._thread("events", partial(self._read_events, os.fdopen(read_end, "rb"))),
         ]
         self._write(task.model_dump_json())
-        self._thread("memory", self._sample)
+        self._thread("usage", self._sample)
         self._thread("wait", self._wait)
         keep_awake(self.pid)
 
@@ -117,10 +125,26 @@ class Child:
         """Order it to write a checkpoint and end."""
         self._write(Order(order="cancel", attempt_id=attempt_id).model_dump_json())
 
-    def kill(self) -> None:
-        """End the whole group, those who ignore SIGTERM too; returns when it is gone."""
-        end_group(self.pid)
-        self._ended.wait()
+    def kill(self, *, at_once: bool = False) -> None:
+        """End the whole group, those who ignore SIGTERM too; returns when it is gone.
+
+        ``at_once`` gives nobody time to clean up: for a group that does not react any more.
+        """
+        if at_once:
+            signal_group(self.pid, signal.SIGKILL)
+        else:
+            end_group(self.pid)
+        if not self._ended.wait(GONE_SECONDS):
+            log.error("child %d does not end: the system holds it", self.pid)
+
+    def hear_out(self, seconds: float) -> None:
+        """Wait until it has written something more to its log and come to rest."""
+        until = time.monotonic() + seconds
+        began = before = self.log_bytes
+        while time.monotonic() < until and not self._ended.wait(0.2):
+            if began < self.log_bytes == before:
+                return
+            before = self.log_bytes
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=work, name=f"{name}-{self.pid}", daemon=True)
@@ -142,6 +166,7 @@ class Child:
         assert stdout is not None
         while chunk := os.read(stdout.fileno(), 1 << 16):
             self._listeners.log(chunk)
+            self.log_bytes += len(chunk)
 
     def _read_events(self, pipe: IO[bytes]) -> None:
         with pipe:
@@ -157,10 +182,9 @@ class Child:
                     log.exception("child %d: event %s", self.pid, event.type)
 
     def _sample(self) -> None:
-        while not self._ended.wait(SAMPLE_SECONDS):
-            now = group_memory(self.pid)
-            self.peak_memory = max(self.peak_memory, now)
-            self._listeners.memory(now, self.peak_memory)
+        seconds = SAMPLE_SECONDS
+        while not self._ended.wait(seconds):
+            seconds = self._listeners.usage(group_usage(self.pid), seconds)
 
     def _wait(self) -> None:
         self.exit_status = self._process.wait()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from worker.machine import process_memory
+from worker.machine import process_disk_bytes, process_memory
+from worker.watchdog import Usage
 
 log = logging.getLogger("worker")
 
@@ -20,18 +21,26 @@ TERM_SECONDS = 0.5
 _CLOCK_SLACK = 2.0
 
 
-def group_memory(leader: int) -> int:
-    """Return the bytes that a process and its descendants hold now; 0 when it is gone."""
+def members(leader: int) -> list[psutil.Process]:
+    """Return a process and its descendants; none when it is gone."""
     try:
         process = psutil.Process(leader)
-        members = [process, *process.children(recursive=True)]
+        return [process, *process.children(recursive=True)]
     except psutil.Error:
-        return 0
-    total = 0
-    for member in members:
+        return []
+
+
+def group_usage(leader: int) -> Usage:
+    """Return what a process and its descendants hold and have used; all 0 when it is gone."""
+    memory = moved = 0
+    seconds = 0.0
+    for member in members(leader):
         with suppress(psutil.Error):
-            total += process_memory(member)
-    return total
+            memory += process_memory(member)
+            # Those of ended children are in it, or a compiler's work would be lost with its end.
+            seconds += sum(member.cpu_times()[:4])
+            moved += process_disk_bytes(member)
+    return Usage(memory, seconds, moved)
 
 
 def signal_group(group: int, number: int) -> bool:
@@ -46,7 +55,7 @@ def signal_group(group: int, number: int) -> bool:
 
 
 def end_group(group: int) -> None:
-    """SIGTERM, and after a moment SIGKILL to whoever is left."""
+    """SIGTERM, and after a moment SIGKILL to whoever is left; the stopped obey that only."""
     until = time.monotonic() + TERM_SECONDS
     alive = signal_group(group, signal.SIGTERM)
     while alive and time.monotonic() < until:

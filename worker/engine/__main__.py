@@ -3,16 +3,23 @@
 Exit status: 0 succeeded or cancelled, 1 failed (an ErrorEvent says why), 3 the runner went away.
 """
 
+import ctypes
+import faulthandler
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Protocol, cast
+
+import psutil
 
 from espalier.errors import InvalidInput
 from espalier.messages import EngineTask
 from espalier.states import Kind, Reason
+from worker.diagnosis import recognise
 from worker.engine.report import Cancelled, Fault, Job, Orders, Reporter
 
 log = logging.getLogger("engine")
@@ -31,46 +38,63 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 
-#: What MLX says when memory ends: Metal's allocator, a command buffer, the CPU's allocator.
-_OUT_OF_MEMORY = (
-    "insufficient memory",
-    "outofmemory",
-    "out of memory",
-    "[malloc]",
-    "[metal::malloc]",
-    "unable to allocate",
-    "bad_alloc",
-    "resource limit (",
-)
+#: Of what the job may use, for MLX: the rest is Python's, the libraries' and the tokenizer's.
+_MLX_SHARE = 0.95
+#: Of that, what MLX may keep of freed buffers: they fit later requests less and less, and nothing
+#: but this limit gives them back.
+_CACHE_SHARE = 0.5
+_PR_SET_PDEATHSIG = 1
 
 
 class _Engine(Protocol):
     def run(self, job: Job) -> None: ...
 
 
-def _fault(error: BaseException) -> Fault:
+def _fault(error: BaseException, task: EngineTask) -> Fault:
     """Return why the job failed, as the runner and a person need it."""
     if isinstance(error, Fault):
         return error
     if isinstance(error, InvalidInput):
         return Fault(Reason.BAD_INPUT, error.detail, error.hint)
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or any(m in text.lower() for m in _OUT_OF_MEMORY):
+    if known := recognise(text, text[:300]):
+        return Fault(known.code, known.message, known.hint)
+    gone = [role for role, directory in task.inputs.items() if not Path(directory).is_dir()]
+    if gone:
         return Fault(
-            Reason.OUT_OF_MEMORY,
-            f"The job ran out of memory ({text:.300}).",
-            "Halve batch_size and double grad_accumulation_steps, lower max_seq_length, or turn"
-            " grad_checkpoint on.",
+            Reason.INPUT_LOST,
+            f"The job's {', '.join(gone)} vanished from the worker's disk meanwhile ({text:.300}).",
+            "It is tried again and fetches them anew. Something else cleans up in the worker's data"
+            " directory.",
         )
     return Fault(Reason.CODE_ERROR, text[:2000], "The end of the log has the traceback.")
 
 
 def _limit_memory(limit: int | None) -> None:
-    """Have MLX wait for memory to come back rather than take more than ``limit`` bytes."""
+    """Have MLX give its cache back, and wait, rather than hold more than ``limit`` bytes in all.
+
+    Whoever holds more is ended from outside; what MLX only keeps for later must not be the cause.
+    """
     if limit:
         import mlx.core as mx
 
-        mx.set_memory_limit(limit)
+        held = psutil.Process().memory_info()
+        share = max(int(_MLX_SHARE * limit) - (held.rss - getattr(held, "shared", 0)), limit // 2)
+        mx.set_memory_limit(share)
+        mx.set_cache_limit(int(_CACHE_SHARE * share))
+
+
+def _answer_to_the_worker() -> None:
+    """Let the worker ask for all stacks, and let nothing live on without it.
+
+    End of file on stdin tells a child that its worker is gone (worker.engine.report). A library
+    that holds Python's lock, or a signal that stopped the child, would keep it from hearing that;
+    on Linux the kernel ends it then.
+    """
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def execute(job: Job) -> int:
@@ -84,7 +108,7 @@ def execute(job: Job) -> int:
     except Cancelled:
         cancelled = True
     except Exception as error:
-        fault = _fault(error)
+        fault = _fault(error, job.task)
         if fault is not error or error.__cause__:
             traceback.print_exc()
     # Before the last event: the runner may hang up as soon as it has read it.
@@ -97,6 +121,7 @@ def execute(job: Job) -> int:
 
 
 def main() -> int:
+    _answer_to_the_worker()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )

@@ -4,6 +4,7 @@ Real pipes, real signals, no MLX: what the runner does to a child is tested in m
 script is the spec's ``text_feature``: words run from left to right.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -89,6 +90,28 @@ def stubborn(task: dict[str, Any]) -> None:
     threading.Event().wait(600)
 
 
+def hang(task: dict[str, Any]) -> None:
+    """Wait for what never comes, as a deadlock does."""
+    del task
+    threading.Event().wait(600)
+
+
+def burn(task: dict[str, Any], seconds: str) -> None:
+    """One step that takes long because it computes."""
+    until = time.monotonic() + float(seconds)
+    while time.monotonic() < until:
+        sum(range(10_000))
+    tell("metrics", step=task["resume_step"] + 1000, values={"train_loss": 0.5})
+
+
+def hold(task: dict[str, Any], size: str) -> None:
+    """Hold so many bytes, and go on."""
+    del task
+    held = bytearray(int(size))
+    tell("notice", message=f"holding {len(held)}")
+    threading.Event().wait(600)
+
+
 def fail(task: dict[str, Any], code: str) -> None:
     del task
     tell("error", code=code, message="as asked", hint="ask otherwise")
@@ -102,6 +125,9 @@ WORDS: dict[str, Callable[..., None]] = {
     "env": env,
     "helper": helper,
     "stubborn": stubborn,
+    "hang": hang,
+    "burn": burn,
+    "hold": hold,
     "fail": fail,
     "say": lambda task, text: say(text),
     "die": lambda task, number: os.kill(os.getpid(), int(number)),
@@ -110,6 +136,7 @@ WORDS: dict[str, Callable[..., None]] = {
 
 
 def main() -> None:
+    faulthandler.register(signal.SIGUSR1)
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=listen, daemon=True).start()
     if task["spec"]["text_feature"] == "load":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ import psutil
 import pytest
 
 from worker.child import environment
-from worker.groups import end_group, end_remembered, group_memory, remember, signal_group
+from worker.groups import end_group, end_remembered, group_usage, remember, signal_group
+from worker.stacks import ASK, ask, sample
+from worker.watchdog import Usage
 
 SLEEP = "import time; time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1); "
@@ -103,11 +106,72 @@ def test_memory_of_a_group_includes_its_helpers(spawn: Spawn) -> None:
     process = spawn("x = bytearray(50_000_000); print(1, flush=True); " + SLEEP)
     assert process.stdout is not None
     process.stdout.read(1)
-    assert 50_000_000 < group_memory(process.pid) < 500_000_000
-    assert group_memory(os.getpid()) > group_memory(process.pid)  # it is our child
+    used = group_usage(process.pid)
+    assert 50_000_000 < used.memory < 500_000_000
+    assert group_usage(os.getpid()).memory > used.memory  # it is our child
     process.kill()
     process.wait()
-    assert group_memory(process.pid) == 0
+    assert group_usage(process.pid) == Usage(0)
+
+
+def test_pages_of_files_are_not_held(spawn: Spawn, tmp_path: Path) -> None:
+    """They come back whenever the system wants them; a mapped model is no reason to end a job."""
+    (tmp_path / "model").write_bytes(b"x" * 100_000_000)
+    process = spawn(
+        f"import mmap; f = open({str(tmp_path / 'model')!r}, 'rb');"
+        "m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ);"
+        "print(m.read().count(b'x') and 1, flush=True);" + SLEEP
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    assert group_usage(process.pid).memory < 100_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_group_did_is_counted_with_its_ended_helpers(spawn: Spawn, tmp_path: Path) -> None:
+    burn = "import time; t = time.process_time()\nwhile time.process_time() < t + 0.5: pass\n"
+    write = (
+        f"import os; f = open({str(tmp_path / 'out')!r}, 'wb'); f.write(b'x' * 5_000_000);"
+        "f.flush(); os.fsync(f.fileno())\n"
+    )
+    process = spawn(
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])\n"
+        f"{write}print(1, flush=True)\n{SLEEP}"
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    used = group_usage(process.pid)
+    assert used.cpu_seconds >= 0.5
+    assert used.io_bytes >= 5_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_stopped_process_is_sampled_and_not_asked(spawn: Spawn, tmp_path: Path) -> None:
+    process = spawn("import threading; print(1, flush=True); threading.Event().wait(600)")
+    assert process.stdout is not None
+    process.stdout.read(1)
+    assert not ask(process.pid, listens=True), "the signal would end it: it catches none"
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    text = sample([process.pid], tmp_path)
+    assert f"process {process.pid} (" in text
+    assert "T (stopped)" in text
+    assert "threading.Event" in text, "its command line"
+    assert process.poll() is None
+    assert "gone" in sample([999_999_999], tmp_path)
+
+
+def test_a_process_that_listens_writes_its_python_stacks(spawn: Spawn) -> None:
+    process = spawn(
+        "import faulthandler, signal, sys;"
+        f"faulthandler.register({int(ASK)}, file=sys.stdout);"
+        "\ndef waits():\n import time; print('ready', flush=True); time.sleep(600)\nwaits()"
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert ask(process.pid, listens=True)
+    assert b"most recent call first" in process.stdout.readline()
+    assert b"in waits" in process.stdout.readline()
 
 
 def test_a_child_inherits_what_it_needs_and_no_secret() -> None:
