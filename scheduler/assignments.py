@@ -155,8 +155,9 @@ def prepare(
     """
     with database.reading() as session:
         attempt = session.get(Attempt, attempt_id)
-        mine = attempt and (attempt.worker_id, attempt.boot_id) == (worker_id, message.boot_id)
-        if not mine or attempt.state != AttemptState.RUNNING:
+        if attempt is None or attempt.state != AttemptState.RUNNING:
+            return
+        if (attempt.worker_id, attempt.boot_id) != (worker_id, message.boot_id):
             return
     for output in message.outputs:
         composed = partial(_compose, attempt_id, output)

@@ -1,9 +1,10 @@
 """Garbage collection: bytes that nothing refers to, after a grace, leave the store.
 
-Kept are the files of versions that are not deleted, all manifests, the checkpoints of jobs that
-can still go on, open uploads, and whatever was touched within the grace: an upload touches the
-blobs it reuses. A blob's row and its bytes go under one lock of the row, so that nobody takes up
-what is being deleted.
+Kept are the files of versions that are not deleted or that an open job uses, all manifests, the
+checkpoints of jobs that can still go on, open uploads, and whatever was touched within the grace:
+whoever is about to refer to a blob touches it (scheduler.blobrows). A blob's row and its bytes go
+under one lock of the row, so that nobody takes up what is being deleted. While a backup copies
+what its snapshot names, no blob goes (see hold).
 """
 
 from collections.abc import Iterator
@@ -11,18 +12,31 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import cast
 
-from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, or_, select
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from espalier.states import JOB_ENDED
+from espalier.errors import Conflict
+from espalier.states import JOB_ENDED, JOB_OPEN
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
-from scheduler.models import Blob, Checkpoint, Job, Upload, Version, VersionFile
-from scheduler.store.base import BLOBS, STAGING, blob_key
+from scheduler.models import (
+    Blob,
+    Checkpoint,
+    Job,
+    JobInput,
+    Presence,
+    Upload,
+    Version,
+    VersionFile,
+)
+from scheduler.store.base import BLOBS, QUARANTINE, STAGING, blob_key
 
 #: How long what nothing refers to stays.
 GRACE = timedelta(days=7)
+#: How long a backup that was killed holds collection up; one that runs says again that it does.
+HOLD = timedelta(minutes=10)
+_HOLD = "backup"
 
 
 @dataclass(slots=True)
@@ -33,6 +47,7 @@ class Collected:
     """
 
     dry_run: bool
+    held: bool = False  # by a backup: blobs were left alone
     blobs: int = 0
     bytes: int = 0
     uploads: int = 0
@@ -49,8 +64,9 @@ def collect(
     found = Collected(dry_run)
     with database.reading() as session:
         before = now(session) - grace
-        unused = _unused(session, before)
-    if not dry_run:
+        found.held = _is_held(session)
+        unused = [] if found.held else _unused(session, before)
+    if not dry_run and not found.held:
         _let_go(database, before)
     for sha256, size in unused:
         if dry_run or _delete(database, blobs, sha256, before):
@@ -58,8 +74,46 @@ def collect(
             found.bytes += size
     found.uploads = _give_up(database, blobs, before, dry_run)
     found.orphans = _sweep_staging(database, blobs, before, dry_run)
+    found.orphans += _sweep_quarantine(blobs, before, dry_run)
     found.orphans += _sweep_blobs(database, blobs, before, dry_run)
     return found
+
+
+# --- Held by a backup ---------------------------------------------------------------------
+
+
+def hold(database: Database, holder: str) -> None:
+    """Leave all blobs where they are for HOLD from now, for the backup ``holder``.
+
+    Raises Conflict while another one holds them.
+    """
+    with database.transaction() as session:
+        moment = now(session)
+        mine = update(Presence).where(
+            Presence.name == _HOLD, or_(Presence.holder == holder, Presence.expires_at <= moment)
+        )
+        values = {"holder": holder, "seen_at": moment, "expires_at": moment + HOLD}
+        if cast("CursorResult[tuple[()]]", session.execute(mine.values(values))).rowcount:
+            return
+        try:
+            with session.begin_nested():
+                session.add(Presence(name=_HOLD, **values))
+        except IntegrityError:
+            raise Conflict(
+                "Another backup of this stack is running.",
+                hint=f"Wait for its end; one that was killed is forgotten {HOLD} after.",
+            ) from None
+
+
+def let_go(database: Database, holder: str) -> None:
+    """End the backup's hold."""
+    with database.transaction() as session:
+        session.execute(delete(Presence).where(Presence.name == _HOLD, Presence.holder == holder))
+
+
+def _is_held(session: Session) -> bool:
+    until = session.scalar(select(Presence.expires_at).where(Presence.name == _HOLD))
+    return until is not None and until > now(session)
 
 
 # --- Blobs --------------------------------------------------------------------------------
@@ -70,12 +124,19 @@ def _is_past(before: datetime) -> ColumnElement[bool]:
     return and_(Job.state.in_(JOB_ENDED), Job.finished_at < before)
 
 
+def _in_use() -> ColumnElement[bool]:
+    """Versions that a job needs which has not ended; submitted as the version was deleted."""
+    return exists().where(
+        JobInput.version_id == Version.id, Job.id == JobInput.job_id, Job.state.in_(JOB_OPEN)
+    )
+
+
 def _unused(session: Session, before: datetime) -> list[tuple[str, int]]:
     """Return (sha256, bytes) of the blobs that nothing keeps."""
     in_version = exists().where(
         VersionFile.sha256 == Blob.sha256,
         Version.id == VersionFile.version_id,
-        or_(Version.deleted_at.is_(None), Version.deleted_at >= before),
+        or_(Version.deleted_at.is_(None), Version.deleted_at >= before, _in_use()),
     )
     is_manifest = exists().where(Version.manifest == Blob.sha256)
     in_upload = exists().where(Upload.sha256 == Blob.sha256, Upload.touched_at >= before)
@@ -92,7 +153,7 @@ def _unused(session: Session, before: datetime) -> list[tuple[str, int]]:
 def _let_go(database: Database, before: datetime) -> None:
     """Drop the file lists of versions deleted long ago, and the checkpoints of past jobs."""
     with database.transaction() as session:
-        deleted = select(Version.id).where(Version.deleted_at < before)
+        deleted = select(Version.id).where(Version.deleted_at < before, ~_in_use())
         session.execute(delete(VersionFile).where(VersionFile.version_id.in_(deleted)))
         past = select(Job.id).where(_is_past(before))
         session.execute(delete(Checkpoint).where(Checkpoint.job_id.in_(past)))
@@ -101,6 +162,8 @@ def _let_go(database: Database, before: datetime) -> None:
 def _delete(database: Database, blobs: Blobs, sha256: str, before: datetime) -> bool:
     """Delete row and bytes, unless somebody has begun to use the blob meanwhile."""
     with database.transaction() as session:
+        if _is_held(session):
+            return False
         result = session.execute(
             delete(Blob).where(
                 Blob.sha256 == sha256,
@@ -150,6 +213,15 @@ def _sweep_staging(database: Database, blobs: Blobs, before: datetime, dry_run: 
             if not dry_run:
                 blobs.driver.abort(parts.key, parts.handle)
     return found
+
+
+def _sweep_quarantine(blobs: Blobs, before: datetime, dry_run: bool) -> int:
+    """Delete what fsck put aside: bytes that were not what their name said."""
+    old = [stored.key for stored in blobs.driver.list(QUARANTINE) if stored.modified < before]
+    if not dry_run:
+        for key in old:
+            blobs.driver.delete(key)
+    return len(old)
 
 
 def _upload_id(key: str) -> str:
