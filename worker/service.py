@@ -79,7 +79,7 @@ class Service:
         home.mkdir(parents=True, exist_ok=True)
         # Before hello: a second process of one worker would have the first one's jobs taken away.
         with _alone(home / "workers-here" / self._identity):
-            machine = describe(home)
+            machine = self._describe()
             welcome = self._hello(machine)
             log.info("this is worker %s (%s)", welcome.name, welcome.worker_id)
             directory = self._state_dir or home / f"worker-{check_name(welcome.name)}"
@@ -119,6 +119,9 @@ class Service:
         if not self._ended.wait(seconds):
             log.warning("not ended in %.0f s: leaving all the same", seconds)
             os._exit(1)
+
+    def _describe(self) -> Machine:
+        return describe(self._settings.home, self._settings.memory_limit_bytes)
 
     def _hello(self, machine: Machine) -> Welcome:
         hello = Hello(boot_id=self._control.boot_id, machine=machine, slots=self._slots)
@@ -189,7 +192,7 @@ class Service:
             if runner.running():
                 continue
             count += 1
-            machine = None if count % _MACHINE_EVERY else describe(self._settings.home)
+            machine = None if count % _MACHINE_EVERY else self._describe()
             beat = Heartbeat(boot_id=self._control.boot_id, machine=machine)
             try:
                 orders = self._control.heartbeat(beat)
