@@ -1,6 +1,7 @@
 """One training step: a batch at once as mlx-lm takes it, or in parts with the same result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -62,7 +63,7 @@ def grad_checkpoint(layer: Any, dropout: bool) -> None:
 
     Without ``dropout`` it is mlx-lm's own. That one draws new dropout masks for the second
     forward pass, so that gradients belong to other masks than the loss; here both passes draw
-    from one key.
+    from one key. It patches the layer's class for good: once a process.
     """
     if not dropout:
         _mlx_lm_checkpoint(layer)
@@ -73,15 +74,31 @@ def grad_checkpoint(layer: Any, dropout: bool) -> None:
         if not module.training:
             return forward(module, *args, **kwargs)
 
-        def inner(key: Any, parameters: Any, *args: Any, **kwargs: Any) -> Any:
-            module.update(parameters)
-            kept, mx.random.state[0] = mx.random.state[0], key
-            try:
-                return forward(module, *args, **kwargs)
-            finally:
-                mx.random.state[0] = kept
+        # Drawn from the process's generator, so that a resumed run draws it again.
+        key = mx.random.randint(0, 1 << 31, (2,)).astype(mx.uint32)
 
-        mx.random.state[0], key = mx.random.split(mx.random.state[0])
-        return mx.checkpoint(inner)(key, module.trainable_parameters(), *args, **kwargs)
+        def inner(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            module.update(parameters)
+            with _dropping_by(key):
+                return forward(module, *args, **kwargs)
+
+        return mx.checkpoint(inner)(module.trainable_parameters(), *args, **kwargs)
 
     type(layer).__call__ = checkpointed
+
+
+@contextmanager
+def _dropping_by(key: Any) -> Iterator[None]:
+    """Draw the masks of ``nn.Dropout`` from ``key``, one after the other."""
+    plain = mx.random.bernoulli
+
+    def bernoulli(*args: Any, **kwargs: Any) -> Any:
+        nonlocal key
+        key, own = mx.random.split(key)
+        return plain(*args, key=own, **kwargs)
+
+    mx.random.bernoulli = bernoulli
+    try:
+        yield
+    finally:
+        mx.random.bernoulli = plain
