@@ -1,0 +1,114 @@
+"""One seed: a small team's night, from the first submission to the last job's end."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from unittest.mock import patch
+
+from espalier import ids
+from scheduler import fleet
+from tests.simulation.broker import Broker
+from tests.simulation.control import Control
+from tests.simulation.databases import Bench
+from tests.simulation.machine import Machine
+from tests.simulation.people import People
+from tests.simulation.scheduling import Scheduler
+from tests.simulation.storm import GC_GRACE, Storm
+from tests.simulation.world import HORIZON, PATIENCE, Shuffled, Violation, World
+
+
+@dataclass
+class Outcome:
+    """What a seed came to; ``violation`` is None when every promise was kept."""
+
+    seed: int
+    violation: str | None = None
+    faults: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    trace: str = ""
+
+
+class Simulation:
+    """All actors of one world over one bench."""
+
+    def __init__(self, seed: int, bench: Bench) -> None:
+        self.world = World(seed)
+        bench.clock = self.world.clock
+        self._schedulers: list[Scheduler] = []
+        self._control = Control(self.world, bench, self._ring)
+        self._broker = Broker(self.world)
+        self._machines = [self._join(f"mac-{n}") for n in range(self.world.random.randint(2, 4))]
+        self._schedulers.append(Scheduler(self.world, self._control, self._broker))
+        self._people = People(self.world, self._control, self._machines)
+        Storm(self.world, self._control, self._broker, self._machines, self._schedulers)
+
+    def _ring(self) -> None:
+        for scheduler in self._schedulers:
+            scheduler.ring()
+
+    def _join(self, name: str) -> Machine:
+        with self._control.bench.database.transaction() as session:
+            worker_id = fleet.join(session, name)[0].id
+        return Machine(self.world, self._control, self._broker, name, worker_id)
+
+    def run(self) -> None:
+        """Until the horizon everything may fail; after it everything must come right."""
+        world, ledger = self.world, self._control.ledger
+        world.run(HORIZON)
+        self._calm()
+        world.run(world.now + PATIENCE, ledger.settled)
+        self._control.sweep(GC_GRACE)
+        world.skew += 2 * GC_GRACE.total_seconds()  # the next sweep takes what nobody needs
+        self._control.sweep(GC_GRACE)
+        ledger.settle(self._control.store.objects)
+
+    def _calm(self) -> None:
+        """Everything that was away is back, and stays."""
+        control, now = self._control, self.world.now
+        control.door_shut_until = control.database_away_until = control.store.away_until = now
+        self._broker.away_until = now
+        for scheduler in self._schedulers:
+            scheduler.paused_until = now
+            scheduler.start()
+        for machine in self._machines:
+            machine.cut_until = now
+            machine.boot()
+        self._people.tidy()
+
+
+@contextmanager
+def _chosen_by(world: World) -> Iterator[None]:
+    """Ids and jitter are the seed's: they break ties in SQL."""
+    shuffled = Shuffled(world)
+    before = random.getstate()
+    random.seed(world.seed)
+    with (
+        patch.object(ids, "secrets", shuffled),
+        patch.object(ids, "time", shuffled),
+        patch.object(ids, "_last", 0),
+    ):
+        yield
+    random.setstate(before)
+
+
+def simulate(seed: int, bench: Bench, traced: bool = False) -> Outcome:
+    """Run one seed on a fresh bench. Anything but a kept promise is in ``violation``."""
+    outcome = Outcome(seed)
+    bench.fresh()
+    with _chosen_by(World(seed)):
+        simulation = Simulation(seed, bench)
+        world = simulation.world
+        try:
+            simulation.run()
+        except Violation as error:
+            outcome.violation = str(error)
+        except Exception as error:  # the code under test raised what no caller expects
+            outcome.violation = f"seed {seed} at {world.now:.2f}: {type(error).__name__}: {error}"
+            if traced:
+                raise
+    outcome.faults, outcome.counts = world.faults, world.counts
+    if traced or outcome.violation:
+        outcome.trace = world.told()
+    return outcome
