@@ -116,7 +116,12 @@ class Loop:
     def _validate(self, it: int, valid_set: Any) -> None:
         """Measure validation loss before step ``it``; it belongs to the step before."""
         self.job.report.phase("validating")
-        loss, _ = mean_loss(self.model, valid_set, self._validation, self.batches)
+
+        def alive() -> None:
+            """Say that nothing hangs, though no step is done: on a GPU the CPU may rest."""
+            self.job.report.progress(it - 1, self.spec.iters, "steps")
+
+        loss, _ = mean_loss(self.model, valid_set, self._validation, self.batches, alive)
         self.model.train()
         log.info("step %d: validation loss %.4f", it - 1, loss)
         self._guard(loss, "validation ")
