@@ -1,31 +1,35 @@
 """One tick of the scheduler: give up what is lost, place what is queued, send the tickets.
 
 The attempt's row is the outbox: it is committed first and published afterwards, and what was
-placed and not claimed within ``claim_timeout`` is published again. Two schedulers at once do no
-harm: on PostgreSQL one tick at a time holds an advisory lock, on SQLite the write lock.
+placed and not claimed within ``claim_timeout`` is published again. Of several schedulers one at a
+time ticks: see scheduler.leader.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from espalier.errors import Unavailable
+from espalier.errors import EspalierError, Unavailable
+from espalier.ids import new_id
 from espalier.settings import Settings
-from espalier.states import ATTEMPT_LIVE, AttemptState, JobState, Reason
-from scheduler import fleet, jobs
+from espalier.states import AttemptState, JobState, Reason
+from scheduler import demand, jobs, leader
 from scheduler.db import Database, now
-from scheduler.models import Attempt, Job, Worker
-from scheduler.placement import Candidate, Capacity, place
+from scheduler.models import Attempt, Job
+from scheduler.placement import place, victims
 
 log = logging.getLogger(__name__)
-TICK_LOCK = 7265737
 IDLE_SECONDS = 5.0
-#: A worker that let tickets lie is tried again after this many claim timeouts.
-SUSPECT_TIMEOUTS = 10
+#: Seconds after which another scheduler looks again whether it may lead.
+FOLLOW_SECONDS = 1.0
+#: A scheduler that did not tick for so long was away, and so, perhaps, was all the machine.
+GAP_SECONDS = 3 * IDLE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +51,25 @@ class Dispatcher:
         self._database = database
         self._publish = publish
         self._config = config
+        self._holder = new_id()
+        self._lease = timedelta(seconds=config.lease_seconds)
         self._grace_until: datetime | None = None
+        self._looked: datetime | None = None
 
     def tick(self) -> float:
         """Do what is due; return the seconds until something may be due again."""
         with self._database.transaction() as session:
-            if not _alone(session):
-                return 1.0
             moment = now(session)
-            if self._grace_until is None:  # workers may not have been heard for our own absence
-                self._grace_until = moment + timedelta(seconds=self._config.lease_seconds)
-            if moment >= self._grace_until:
+            self._notice_gap(moment)
+            if not leader.lead(session, self._holder):
+                return FOLLOW_SECONDS
+            reachable = leader.door_open(session, moment, self._lease)
+            if reachable and self._grace_is_over(moment):
                 self._expire(session, moment)
-            tickets = self._unclaimed(session, moment)
+            tickets = self._unclaimed(session, moment, reachable)
             tickets += self._place(session, moment)
-            tickets += _cancelled(session, moment)
-        self._send(tickets)
+            tickets += _rings(session, moment)
+        self._send(tickets, moment)
         with self._database.reading() as session:
             return self._next_due(session)
 
@@ -70,71 +77,103 @@ class Dispatcher:
         """Start the grace anew: the database was away, so nobody could report."""
         self._grace_until = None
 
+    def resign(self) -> None:
+        """Let another scheduler lead at once: this one stops."""
+        with self._database.transaction() as session:
+            leader.resign(session, self._holder)
+
+    def _notice_gap(self, moment: datetime) -> None:
+        """A machine that slept, or a clock that was set, is nobody's silence."""
+        gap = max(0.9 * self._lease, timedelta(seconds=GAP_SECONDS))
+        if self._looked is not None and not timedelta(0) <= moment - self._looked <= gap:
+            log.warning("The clock went from %s to %s: leases get a grace.", self._looked, moment)
+            self.forgive()
+        self._looked = moment
+
+    def _grace_is_over(self, moment: datetime) -> bool:
+        if self._grace_until is None:  # workers may not have been heard for our own absence
+            self._grace_until = moment + self._lease
+        return moment >= self._grace_until
+
     def _expire(self, session: Session, moment: datetime) -> None:
         ended = select(Attempt).where(
-            Attempt.state == AttemptState.RUNNING, Attempt.lease_expires_at < moment
+            Attempt.state == AttemptState.RUNNING,
+            or_(
+                Attempt.lease_expires_at < moment,
+                Attempt.lease_expires_at > moment + 2 * self._lease,  # the clock was set back
+            ),
         )
-        for attempt in session.scalars(ended.with_for_update(skip_locked=True)):
+        for attempt in _locked(session, ended):
             silence = (
                 f"{attempt.worker.name} has not reported for {self._config.lease_seconds:g} s."
             )
-            jobs.lose(session, attempt, Reason.LEASE_LOST, silence)
+            with _apart(session, attempt.id):
+                jobs.lose(session, attempt, Reason.LEASE_LOST, silence)
 
-    def _unclaimed(self, session: Session, moment: datetime) -> list[Ticket]:
-        """Send again what was not claimed; after three tickets give it to somebody else."""
+    def _unclaimed(self, session: Session, moment: datetime, reachable: bool) -> list[Ticket]:
+        """Send again what was not claimed; after three tickets give it to somebody else.
+
+        Not while the web process is away: nobody can claim then.
+        """
         due = moment - timedelta(seconds=self._config.claim_timeout_seconds)
-        placed = select(Attempt).where(Attempt.state == AttemptState.PLACED)
+        placed = select(Attempt).where(
+            Attempt.state == AttemptState.PLACED,
+            or_(
+                Attempt.published_at.is_(None),
+                Attempt.published_at <= due,
+                Attempt.published_at > moment,
+            ),
+        )
         tickets = []
-        for attempt in session.scalars(placed.with_for_update(skip_locked=True)):
-            if attempt.published_at is not None and attempt.published_at > due:
-                continue
-            if attempt.published >= self._config.unclaimed_limit:
+        for attempt in _locked(session, placed):
+            if reachable and attempt.published >= self._config.unclaimed_limit:
                 attempt.worker.unclaimed = self._config.unclaimed_limit
                 note = f"{attempt.worker.name} did not claim it in {attempt.published} tickets."
-                jobs.lose(session, attempt, Reason.UNCLAIMED, note)
+                with _apart(session, attempt.id):
+                    jobs.lose(session, attempt, Reason.UNCLAIMED, note)
             else:
                 tickets.append(_ticket(attempt, moment))
         return tickets
 
     def _place(self, session: Session, moment: datetime) -> list[Ticket]:
-        workers = list(self._capacities(session, moment))
-        if not workers:
-            return []
-        queued = _candidates(session, moment)
+        workers = list(demand.capacities(session, moment, self._config))
+        running = demand.running(session, moment, [w.worker_id for w in workers])
+        queued = demand.candidates(session, moment, workers, running)
+        placements = place(queued, [w for w in workers if w.free > 0])
         tickets = []
-        for placement in place(queued, workers):
-            attempt = jobs.place(session, placement, moment)
-            if attempt is not None:
-                tickets.append(_ticket(attempt, moment))
+        for placement in placements:
+            with _apart(session, placement.job_id):
+                attempt = jobs.place(session, placement, moment)
+                if attempt is not None:
+                    tickets.append(_ticket(attempt, moment))
+        placed = {p.job_id for p in placements}
+        waiting = [job for job in queued if job.job_id not in placed]
+        memory = {w.worker_id: w.memory_bytes for w in workers}
+        for victim in victims(waiting, running, memory):
+            _preempt(session, victim.attempt_id, victim.job_id, moment)
         return tickets
 
-    def _capacities(self, session: Session, moment: datetime) -> Iterable[Capacity]:
-        heard = moment - fleet.away_after(self._config)
-        patience = timedelta(seconds=SUSPECT_TIMEOUTS * self._config.claim_timeout_seconds)
-        held = _held(session)
-        alive = select(Worker).where(
-            Worker.seen_at > heard, Worker.draining.is_(False), Worker.revoked_at.is_(None)
-        )
-        for worker in session.scalars(alive):
-            free = worker.slots - held.get(worker.id, 0)
-            suspect = worker.unclaimed >= self._config.unclaimed_limit
-            if free > 0 and not (suspect and moment - _last_placed(session, worker) < patience):
-                yield Capacity(worker.id, worker.name, free)
-
-    def _send(self, tickets: list[Ticket]) -> None:
-        unsent = []
-        for ticket in tickets:
+    def _send(self, tickets: list[Ticket], moment: datetime) -> None:
+        """Publish until the broker is away: a frozen one would cost its timeout a ticket."""
+        for n, ticket in enumerate(tickets):
             try:
                 self._publish(ticket)
             except Unavailable as error:
-                log.warning("Ticket %s waits: %s", ticket.attempt_id, error.detail)
-                unsent.append(ticket.attempt_id)
-        if unsent:  # the row stays the outbox: the next tick sends it again
-            with self._database.transaction() as session:
-                for attempt_id in unsent:
-                    attempt = session.get_one(Attempt, attempt_id)
-                    if attempt.state == AttemptState.PLACED:
-                        attempt.published_at, attempt.published = None, attempt.published - 1
+                unsent = [t.attempt_id for t in tickets[n:]]
+                log.warning("%d tickets wait for the broker: %s", len(unsent), error.detail)
+                break
+        else:
+            return
+        with self._database.transaction() as session:  # the row stays the outbox
+            session.execute(
+                update(Attempt)
+                .where(
+                    Attempt.id.in_(unsent),
+                    Attempt.state == AttemptState.PLACED,
+                    Attempt.published_at == moment,
+                )
+                .values(published_at=None, published=Attempt.published - 1)
+            )
 
     def _next_due(self, session: Session) -> float:
         """Seconds until the next lease, claim or backoff ends; at most ``IDLE_SECONDS``."""
@@ -142,13 +181,19 @@ class Dispatcher:
         lease = session.scalar(
             select(func.min(Attempt.lease_expires_at)).where(Attempt.state == AttemptState.RUNNING)
         )
+        if lease and self._grace_until:
+            lease = max(lease, self._grace_until)
+        if not leader.door_open(session, moment, self._lease):
+            lease = None
         sent = select(func.min(Attempt.published_at), func.count()).where(
             Attempt.state == AttemptState.PLACED
         )
         published, placed = session.execute(sent).one()
         backoff = session.scalar(
             select(func.min(Job.not_before)).where(
-                Job.state == JobState.QUEUED, Job.not_before > moment
+                Job.state == JobState.QUEUED,
+                Job.pause_requested_at.is_(None),
+                Job.not_before > moment,
             )
         )
         claim = timedelta(seconds=self._config.claim_timeout_seconds)
@@ -159,11 +204,23 @@ class Dispatcher:
         return min(max(min(waits, default=IDLE_SECONDS), 0.05), IDLE_SECONDS)
 
 
-def _alone(session: Session) -> bool:
-    if session.get_bind().dialect.name != "postgresql":
-        return True  # every transaction here holds SQLite's write lock
-    lock = text("SELECT pg_try_advisory_xact_lock(:key)")
-    return bool(session.scalar(lock, {"key": TICK_LOCK}))
+def _locked(session: Session, query: Select[Attempt]) -> list[Attempt]:
+    """Return the attempts that nobody else is changing, locked and read anew.
+
+    Whoever changes the others now has something to say: they are looked at in the next tick.
+    """
+    lock = query.order_by(Attempt.id).with_for_update(of=Attempt, key_share=True, skip_locked=True)
+    return list(session.scalars(lock.execution_options(populate_existing=True)))
+
+
+@contextmanager
+def _apart(session: Session, subject: str) -> Iterator[None]:
+    """One that cannot be changed must not keep all others from it."""
+    try:
+        with session.begin_nested():
+            yield
+    except (EspalierError, IntegrityError):
+        log.exception("%s stays as it is for this tick.", subject)
 
 
 def _ticket(attempt: Attempt, moment: datetime) -> Ticket:
@@ -171,8 +228,18 @@ def _ticket(attempt: Attempt, moment: datetime) -> Ticket:
     return Ticket(attempt.worker_id, attempt.job.kind, attempt.id)
 
 
-def _cancelled(session: Session, moment: datetime) -> list[Ticket]:
-    """Ring for running attempts that are to be cancelled: their workers report at once.
+def _preempt(session: Session, attempt_id: str, job_id: str, moment: datetime) -> None:
+    still = select(Attempt).where(
+        Attempt.id == attempt_id,
+        Attempt.state == AttemptState.RUNNING,
+        Attempt.preempt_requested_at.is_(None),
+    )
+    for attempt in _locked(session, still):
+        jobs.preempt(session, attempt, session.get_one(Job, job_id), moment)
+
+
+def _rings(session: Session, moment: datetime) -> list[Ticket]:
+    """Ring for running attempts that are to end: their workers report at once.
 
     A ticket for an attempt that runs starts nothing; the order itself comes with the report's
     answer, and comes with the next one all the same if this ticket is lost.
@@ -182,44 +249,11 @@ def _cancelled(session: Session, moment: datetime) -> list[Ticket]:
         .join(Job)
         .where(
             Attempt.state == AttemptState.RUNNING,
-            Job.cancel_requested_at.is_not(None),
-            Attempt.published_at <= Job.cancel_requested_at,
+            or_(
+                Attempt.published_at <= Job.cancel_requested_at,
+                Attempt.published_at <= Job.pause_requested_at,
+                Attempt.published_at < Attempt.preempt_requested_at,
+            ),
         )
     )
-    return [_ticket(attempt, moment) for attempt in session.scalars(unheard)]
-
-
-def _held(session: Session) -> dict[str, int]:
-    """Return worker → attempts that it was given and that have not ended."""
-    live = select(Attempt.worker_id, func.count()).where(Attempt.state.in_(ATTEMPT_LIVE))
-    rows = session.execute(live.group_by(Attempt.worker_id))
-    return dict(rows.all())
-
-
-def _last_placed(session: Session, worker: Worker) -> datetime:
-    query = select(func.max(Attempt.placed_at)).where(Attempt.worker_id == worker.id)
-    return session.scalar(query) or worker.created_at
-
-
-def _candidates(session: Session, moment: datetime) -> list[Candidate]:
-    """Queued jobs that no attempt holds and whose backoff is over, best first."""
-    live = select(Attempt.job_id).where(Attempt.state.in_(ATTEMPT_LIVE))
-    ready = (
-        select(Job.id, Job.priority, Job.queued_at)
-        .where(
-            Job.state == JobState.QUEUED,
-            Job.cancel_requested_at.is_(None),
-            (Job.not_before.is_(None)) | (Job.not_before <= moment),
-            Job.id.not_in(live),
-        )
-        .order_by(Job.priority.desc(), Job.queued_at, Job.id)
-        .limit(1000)
-    )
-    rows = session.execute(ready).all()
-    lost = select(Attempt.job_id, Attempt.worker_id).where(
-        Attempt.job_id.in_([r.id for r in rows]), Attempt.state == AttemptState.LOST
-    )
-    avoid: dict[str, set[str]] = {}
-    for job_id, worker_id in session.execute(lost):
-        avoid.setdefault(job_id, set()).add(worker_id)
-    return [Candidate(r.id, r.priority, r.queued_at, frozenset(avoid.get(r.id, ()))) for r in rows]
+    return [_ticket(attempt, moment) for attempt in _locked(session, unheard)]

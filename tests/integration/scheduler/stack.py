@@ -157,6 +157,14 @@ class Stack:
         with self.database.transaction() as session:
             requests.retry(session, self.actor, session.get_one(Job, job_id))
 
+    def pause(self, job_id: str) -> None:
+        with self.database.transaction() as session:
+            requests.pause(session, self.actor, session.get_one(Job, job_id))
+
+    def resume(self, job_id: str) -> None:
+        with self.database.transaction() as session:
+            requests.resume(session, self.actor, session.get_one(Job, job_id))
+
     def job(self, job_id: str) -> Job:
         with self.database.reading() as session:
             job = session.get_one(Job, job_id)
