@@ -1,7 +1,7 @@
 """``python -m scheduler``: the loop.
 
-``python -m scheduler init`` makes an empty stack ready; ``python -m scheduler gc`` removes from the
-store what nothing refers to.
+``python -m scheduler init`` makes an empty stack ready; ``gc``, ``fsck``, ``backup`` and
+``restore`` are scheduler.upkeep. They print one JSON line, and exit with 1 when something is wrong.
 """
 
 import argparse
@@ -9,8 +9,8 @@ import json
 import logging
 import signal
 import sys
-from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
@@ -20,11 +20,13 @@ from espalier import queue
 from espalier.errors import EspalierError, Unauthorized
 from espalier.settings import Settings, settings
 from espalier.states import Kind
-from scheduler import access, fleet
+from scheduler import access, fleet, upkeep
 from scheduler.db import Database, migrate
 from scheduler.dispatch import Dispatcher, Ticket
+from scheduler.heads import HeadKeeper
 from scheduler.housekeeping import Housekeeping
 from scheduler.models import User, Worker
+from scheduler.store.base import Driver
 from scheduler.wake import Waker
 
 log = logging.getLogger("scheduler")
@@ -51,13 +53,23 @@ def run(config: Settings) -> None:
 
     dispatcher = Dispatcher(database, publish, config)
     waker, housekeeping = Waker(config.broker_url), Housekeeping()
+    heads = HeadKeeper(database, partial(_open_driver, config))
+    heads.start()
     log.info("The scheduler runs.")
     try:
         while True:
             waker.wait(_tick(dispatcher))
             housekeeping.look()
     finally:
+        dispatcher.resign()
         housekeeping.stop()
+        heads.stop()
+
+
+def _open_driver(config: Settings) -> Driver:
+    from scheduler.store import open_driver  # S3's is heavy: only once there is something to write
+
+    return open_driver(config)
 
 
 def _tick(dispatcher: Dispatcher) -> float:
@@ -67,18 +79,6 @@ def _tick(dispatcher: Dispatcher) -> float:
         log.warning("The database is away; leases get their grace when it is back: %s", error)
         dispatcher.forgive()
         return 1.0
-
-
-def collect_garbage(config: Settings, dry_run: bool) -> dict[str, object]:
-    """Sweep the store; return what was removed, or would be."""
-    from scheduler import gc  # the S3 driver is heavy, and the loop does not need it
-    from scheduler.blobs import Blobs
-    from scheduler.store import open_driver
-
-    database = Database(config.sql_url)
-    found = gc.collect(database, Blobs(open_driver(config), config), dry_run=dry_run)
-    database.close()
-    return asdict(found)
 
 
 def init(config: Settings, workers: int) -> dict[str, object]:
@@ -126,13 +126,15 @@ def _embedded_worker(session: Session, number: int) -> dict[str, str]:
     return {"name": name, "token": token}
 
 
-def _command(arguments: argparse.Namespace) -> dict[str, object]:
+def _command(arguments: argparse.Namespace) -> tuple[dict[str, object], bool]:
     try:
         if arguments.command == "init":
-            return init(settings(), arguments.workers)
-        return collect_garbage(settings(), arguments.dry_run)
+            return init(settings(), arguments.workers), True
+        return upkeep.run(arguments, settings())
     except EspalierError as error:
         raise SystemExit(f"{error.detail} {error.hint or ''}".strip()) from None
+    except OperationalError as error:
+        raise SystemExit(f"The database cannot be used: {error.orig}") from None
 
 
 def main() -> None:
@@ -141,13 +143,13 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command")
     first = commands.add_parser("init", help="migrate, make the first admin, print tokens as JSON")
     first.add_argument("--workers", type=int, default=0, help="tokens for this many local workers")
-    sweep = commands.add_parser("gc", help="remove from the store what nothing refers to")
-    sweep.add_argument("--dry-run", action="store_true", help="only say what it would be")
+    upkeep.add_commands(commands)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if arguments.command:
-        sys.stdout.write(json.dumps(_command(arguments)) + "\n")
-        return
+        told, well = _command(arguments)
+        sys.stdout.write(json.dumps(told) + "\n")
+        sys.exit(0 if well else 1)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:

@@ -97,7 +97,7 @@ def hold(database: Database, holder: str) -> None:
             return
         try:
             with session.begin_nested():
-                session.add(Presence(name=_HOLD, **values))
+                session.add(Presence(name=_HOLD, since=moment, **values))
         except IntegrityError:
             raise Conflict(
                 "Another backup of this stack is running.",

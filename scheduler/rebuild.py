@@ -1,4 +1,4 @@
-"""The registry made anew of the store alone: heads name the versions, manifests say what is in them.
+"""The registry made anew of the store alone: of heads, which name versions, and of manifests.
 
 For the day when the database is gone and there is no backup of it. Projects, artifacts, versions
 with their numbers, aliases and lineage come back; people, tokens, jobs and their logs do not. No
