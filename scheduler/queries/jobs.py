@@ -336,6 +336,7 @@ def _attempt_document(attempt: Attempt, laddered: Collection[str]) -> Document:
         "reason": attempt.reason,
         "charged": failed and attempt.reason not in NOT_CHARGED and attempt.id not in laddered,
         "preempted": attempt.reason == Reason.PREEMPTED,
+        "preempt_requested_at": stamp(attempt.preempt_requested_at),
         "placed_at": stamp(attempt.placed_at),
         "started_at": stamp(attempt.claimed_at),
         "finished_at": stamp(attempt.finished_at),

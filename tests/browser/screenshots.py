@@ -24,6 +24,10 @@ def addresses(site: Site) -> dict[str, str]:
         "job-eval": f"/jobs/{team.evaluated}",
         "job-quantize": f"/jobs/{team.quantized}",
         "job-failed": f"/jobs/{team.failed}",
+        "job-paused": f"/jobs/{team.paused}",
+        "job-laddered": f"/jobs/{team.laddered}",
+        "job-preempted": f"/jobs/{team.preempted}",
+        "job-set-aside": f"/jobs/{team.set_aside}",
         "submit": "/submit?train.model=team/qwen2.5-0.5b&train.data=team/wikisql"
         "&steps=eval&steps=fuse&steps=export",
         "data": "/data",

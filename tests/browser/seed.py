@@ -10,8 +10,6 @@ from datetime import timedelta
 from sqlalchemy import select
 
 from espalier.messages import (
-    Failure,
-    Finish,
     MetricsEvent,
     NoticeEvent,
     PhaseEvent,
@@ -19,7 +17,7 @@ from espalier.messages import (
     TableEvent,
 )
 from espalier.states import ArtifactKind, Reason
-from scheduler import access, assignments, jobs, registry, requests
+from scheduler import access, jobs, registry, requests
 from scheduler.db import now
 from scheduler.models import Attempt, Job, Worker
 from tests.browser.stage import GIB, Stage
@@ -43,6 +41,10 @@ class Team:
     evaluated: str
     quantized: str
     worker: str
+    paused: str
+    laddered: str
+    preempted: str
+    set_aside: str
 
 
 class Seed(Stage):
@@ -61,6 +63,7 @@ class Seed(Stage):
         failed = self._failed()
         self._cancelled()
         running = self._running_pipeline()
+        held = self._paused(), self._laddered(), self._preempted(), self._set_aside()
         queued = self._queued()
         with self.database.transaction() as db:
             away = db.get_one(Worker, self.workers["mini-1"])
@@ -69,7 +72,9 @@ class Seed(Stage):
             newest = db.scalars(select(Worker).where(Worker.id != away.id))
             for worker in newest:
                 worker.seen_at = now(db)
-        return Team(login, succeeded, running, failed, queued, evaluated, quantized, "studio-2")
+        return Team(
+            login, succeeded, running, failed, queued, evaluated, quantized, "studio-2", *held
+        )
 
     def _finished_pipeline(self) -> tuple[str, str, str]:
         train, evaluate, fuse, quantize, export = self.pipeline("sql assistant", "sql-lora", 800)
@@ -247,17 +252,12 @@ class Seed(Stage):
         )
         attempt = self.start(job, "studio-2")
         self.train(attempt, 10, 40, 400)
-        failure = Failure(
-            code=Reason.NAN_LOSS,
-            message="The training loss became NaN at step 47.",
-            hint="Lower the learning rate (it was 0.5), or raise the warm-up.",
+        self.failed(
+            attempt,
+            Reason.NAN_LOSS,
+            "The training loss became NaN at step 47.",
+            "Lower the learning rate (it was 0.5), or raise the warm-up.",
         )
-        with self.database.transaction() as db:
-            held = db.get_one(Attempt, attempt)
-            message = Finish(
-                boot_id=str(held.boot_id), state="failed", reason=Reason.NAN_LOSS, error=failure
-            )
-            assignments.finish(db, self.blobs, db.get_one(Worker, held.worker_id), attempt, message)
         self.age(job, timedelta(minutes=130), timedelta(minutes=2))
         return job
 
@@ -275,6 +275,65 @@ class Seed(Stage):
         with self.database.transaction() as db:
             requests.cancel(db, self.actor, db.get_one(Job, job))
         self.age(job, timedelta(minutes=95), timedelta(minutes=1))
+
+    def _paused(self) -> str:
+        job = self._train("sql-long", iters=2000, note="overnight")
+        attempt = self.start(job, "studio-2")
+        self.train(attempt, 10, 240, 2000)
+        self.checkpoint(attempt, 200)
+        with self.database.transaction() as db:
+            requests.pause(db, self.actor, db.get_one(Job, job))
+        self.checkpoint(attempt, 240)
+        self.stopped(attempt, Reason.PAUSED)
+        self.age(job, timedelta(minutes=48), timedelta(minutes=6))
+        return job
+
+    def _laddered(self) -> str:
+        """Out of memory twice on the small Mac; then it runs there, with less held at once."""
+        job = self._train("sql-wide", iters=600, batch_size=4, max_seq_length=4096)
+        for step in (40, 80):
+            attempt = self.start(job, "mini-1")
+            self.train(attempt, max(10, step - 30), step, 600)
+            self.checkpoint(attempt, step)
+            self.failed(
+                attempt,
+                Reason.OUT_OF_MEMORY,
+                "Metal could not allocate 5.1 GiB more: the limit is 40.0 GiB.",
+            )
+        self.age(job, timedelta(minutes=40), timedelta(minutes=5))
+        with self.database.transaction() as db:
+            db.get_one(Job, job).not_before = None
+        attempt = self.start(job, "studio-2")
+        self.train(attempt, 90, 260, 600)
+        return job
+
+    def _preempted(self) -> str:
+        job = self._train("sql-draft", iters=500, priority=-5)
+        attempt = self.start(job, "studio-1")
+        self.train(attempt, 10, 120, 500)
+        self.checkpoint(attempt, 120)
+        with self.database.transaction() as db:
+            db.get_one(Attempt, attempt).preempt_requested_at = now(db)
+        self.stopped(attempt, Reason.PREEMPTED)
+        self.age(job, timedelta(minutes=12), timedelta(minutes=4))
+        return job
+
+    def _set_aside(self) -> str:
+        job = self._train("sql-cursed", iters=300)
+        for number in range(5):
+            attempt = self.start(job, MACS[number % 3][0])
+            self.train(attempt, 10, 30, 300)
+            self.failed(
+                attempt,
+                (Reason.KILLED, Reason.METAL_ABORT, Reason.HUNG)[number % 3],
+                "The process ended by signal 9 at step 30.",
+            )
+        self.age(job, timedelta(minutes=75), timedelta(minutes=20))
+        return job
+
+    def _train(self, name: str, priority: int = 0, note: str = "", **spec: object) -> str:
+        wanted = {"kind": "train", "model": "team/qwen2.5-0.5b", "data": "team/wikisql", **spec}
+        return self.submit({"spec": wanted, "name": name, "priority": priority, "note": note})
 
     def _queued(self) -> str:
         job = self.submit(

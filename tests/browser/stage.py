@@ -6,6 +6,7 @@ import random
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -18,6 +19,7 @@ from espalier.messages import (
     CheckpointPublished,
     Claim,
     Event,
+    Failure,
     FileEntry,
     Finish,
     Hello,
@@ -31,7 +33,7 @@ from espalier.messages import (
 )
 from espalier.settings import Settings
 from espalier.specs import JobRequest, PipelineRequest, parse
-from espalier.states import ArtifactKind
+from espalier.states import ArtifactKind, Reason
 from espalier.textsql import write_dataset
 from scheduler import assignments, fleet, ingest, jobs, registry, submit
 from scheduler.access import Actor
@@ -181,14 +183,30 @@ class Stage:
         **meta: object,
     ) -> None:
         with self.database.transaction() as db:
-            attempt = db.get_one(Attempt, attempt_id)
             output = OutputManifest(
                 role=role, kind=kind, files=tuple(self._files(db, contents)), meta=meta
             )
-            message = Finish(boot_id=str(attempt.boot_id), state="succeeded", outputs=(output,))
-            assignments.finish(
-                db, self.blobs, db.get_one(Worker, attempt.worker_id), attempt_id, message
-            )
+        self._end(attempt_id, state="succeeded", outputs=(output,))
+
+    def failed(
+        self, attempt_id: str, reason: Reason, message: str, hint: str | None = None
+    ) -> None:
+        """End an attempt as its worker does after a failure."""
+        error = Failure(code=reason, message=message, hint=hint or None)
+        self._end(attempt_id, state="failed", reason=reason, error=error)
+
+    def stopped(self, attempt_id: str, reason: Reason) -> None:
+        """End an attempt as its worker does on order, after a checkpoint."""
+        self._end(attempt_id, state="cancelled", reason=reason)
+
+    def _end(self, attempt_id: str, **content: Any) -> None:
+        with self.database.reading() as db:
+            attempt = db.get_one(Attempt, attempt_id)
+        message = Finish(boot_id=str(attempt.boot_id), **content)
+        worker = attempt.worker_id
+        assignments.prepare(self.database, self.blobs, worker, attempt_id, message)
+        with self.database.transaction() as db:
+            assignments.finish(db, self.blobs, db.get_one(Worker, worker), attempt_id, message)
 
     def submit(self, request: dict[str, object]) -> str:
         with self.database.transaction() as db:

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Response, Route, expect
 
 from espalier.messages import MetricsEvent, ProgressEvent
+from espalier.states import Reason
 from tests.browser.conftest import Site, refused
 
 pytestmark = pytest.mark.browser
@@ -40,6 +41,10 @@ def test_filter_jobs_by_state_kind_and_name(page: Page, site: Site) -> None:
     page.goto("/jobs")
     page.click("#tabs >> text=failed")
     expect(page).to_have_url(re.compile("state=failed"))
+    expect(page.locator("tbody tr")).to_have_count(2)
+    page.click("#tabs >> text=paused")
+    expect(page).to_have_url(re.compile("paused=yes"))
+    expect(page.locator(f"#job-{site.team.paused} .state")).to_have_text("paused")
     expect(page.locator("tbody tr")).to_have_count(1)
     page.goto("/jobs")
     page.select_option("#kind", "export")
@@ -103,6 +108,48 @@ def test_cancel_a_queued_job_and_retry_it(page: Page, site: Site) -> None:
     page.click("text=Retry")
     expect(page.locator("#job_head .big")).to_have_text("queued")
     expect(page.locator("#job_story")).to_contain_text("Retry asked for by admin")
+
+
+def test_pause_a_job_and_resume_it(page: Page, site: Site) -> None:
+    job = site.seed.submit(
+        {"spec": {"kind": "eval", "model": "team/qwen2.5-0.5b", "data": "team/wikisql"}}
+    )
+    page.goto(f"/jobs/{job}")
+    state, story = page.locator("#job_head .big"), page.locator("#job_story")
+    page.click("button:text-is('Pause')")
+    expect(state).to_have_text("paused")
+    expect(page.locator("#job_head")).to_contain_text("no worker gets it")
+    expect(story).to_contain_text("Pause asked for by admin")
+    page.click("button:text-is('Resume')")
+    expect(state).to_have_text("queued")
+    expect(story).to_contain_text("Resumed by admin")
+    attempt = site.seed.start(job, "studio-2")
+    expect(state).to_have_text("running")
+    page.click("button:text-is('Pause')")
+    expect(page.locator("#job_head")).to_contain_text("Pausing: its worker writes a checkpoint")
+    site.seed.stopped(attempt, Reason.PAUSED)
+    expect(state).to_have_text("paused")
+    expect(page.locator("#job_attempts")).to_contain_text("A person paused it.")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("text=Cancel")
+    expect(state).to_have_text("cancelled")
+
+
+def test_see_what_a_job_gave_up_for_memory_and_what_its_attempts_cost(
+    page: Page, site: Site
+) -> None:
+    page.goto(f"/jobs/{site.team.laddered}")
+    attempts = page.locator("#job_attempts")
+    for said in ("0 of 3 tries used", "Memory ended.", "not counted as a try", "step 80"):
+        expect(attempts).to_contain_text(said)
+    expect(attempts).to_contain_text("2 rows are computed at once instead of 4")
+    expect(attempts.locator(".rungs li")).to_have_count(2)
+    page.goto(f"/jobs/{site.team.set_aside}")
+    expect(page.locator("#job_head")).to_contain_text("set aside")
+    expect(attempts.locator("li")).to_have_count(5)
+    expect(attempts).to_contain_text("5 ended by machines (set aside at 5)")
+    attempts.locator("text=stacks in its log").first.click()
+    expect(page).to_have_url(re.compile("attempt="))
 
 
 def test_a_wrong_form_keeps_what_was_typed_and_points_at_the_field(page: Page) -> None:
@@ -209,9 +256,9 @@ def test_drain_a_worker_and_let_it_work_again(page: Page, site: Site) -> None:
     page.goto("/workers")
     tile = page.locator(".panel").filter(has_text=site.team.worker)
     tile.get_by_role("button", name="Drain").click()
-    expect(tile).to_contain_text("Takes no more jobs.")
+    expect(tile).to_contain_text("takes nothing more")
     tile.get_by_role("button", name="Resume").click()
-    expect(tile).to_contain_text("Waits for work.")
+    expect(tile.locator("header .state")).to_have_text("busy")
 
 
 def test_add_a_mac_and_make_a_token(page: Page) -> None:
@@ -268,7 +315,7 @@ def test_read_and_submit_without_javascript(
     expect(page.locator("svg.plot polyline").first).to_be_visible()
     expect(page.locator("#log")).to_contain_text("Train loss")
     page.goto("/jobs?state=failed")
-    expect(page.locator("tbody tr")).to_have_count(1)
+    expect(page.locator("tbody tr")).to_have_count(2)
     page.goto("/submit")
     page.fill("[name='train.model']", "team/qwen2.5-0.5b")
     page.fill("[name='train.data']", "team/wikisql")

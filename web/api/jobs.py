@@ -105,6 +105,23 @@ def _add_actions(routes: Routes) -> None:
             changes.cancel(session, actor(), job)
             return queries.job_document(session, queries.find_job(session, actor(), job_id))
 
+    @routes.route("POST", "/jobs/<job_id>/pause", answer=JobAnswer)
+    def pause_job(job_id: str) -> Document:
+        """Hold a job back until it is resumed; a running one saves a checkpoint first.
+
+        `paused` is true once no worker has it. Pausing twice is once.
+        """
+        with services().committing() as session:
+            changes.pause(session, actor(), queries.find_job(session, actor(), job_id))
+            return queries.job_document(session, queries.find_job(session, actor(), job_id))
+
+    @routes.route("POST", "/jobs/<job_id>/resume", answer=JobAnswer)
+    def resume_job(job_id: str) -> Document:
+        """Let a paused job go on from its last checkpoint, exactly where it was."""
+        with services().committing() as session:
+            changes.resume(session, actor(), queries.find_job(session, actor(), job_id))
+            return queries.job_document(session, queries.find_job(session, actor(), job_id))
+
     @routes.route("POST", "/jobs/<job_id>/retry", answer=JobAnswer)
     def retry_job(job_id: str) -> Document:
         """Bring a failed or cancelled job back; it goes on from its last checkpoint."""

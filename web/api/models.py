@@ -72,6 +72,7 @@ class AttemptAnswer(Answer):
     reason: str | None
     charged: bool
     preempted: bool
+    preempt_requested_at: Time | None
     placed_at: Time
     started_at: Time | None
     finished_at: Time | None

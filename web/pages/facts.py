@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from espalier.states import JobState
-from web.pages.format import between, duration, number, size
+from espalier.states import JOB_ENDED, JobState
+from web.pages.format import between, clock, duration, moment, number, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,33 @@ def facts(job: Mapping[str, Any], left: float | None) -> list[Fact]:
     if (memory := _memory(job)) is not None:
         found.append(memory)
     if job["started_at"]:
-        found.append(Fact("took" if job["finished_at"] else "running for", _elapsed(job)))
+        word = "running for" if job["state"] == JobState.RUNNING else "since its start"
+        found.append(Fact("took" if job["finished_at"] else word, _elapsed(job)))
     return found
+
+
+def notice(job: Mapping[str, Any]) -> str:
+    """Return why an open job does not simply go on, in a sentence; empty when it does."""
+    state = job["state"]
+    if state in JOB_ENDED:
+        return ""
+    running = state == JobState.RUNNING
+    if job["cancel_requested_at"]:
+        return "Cancelling: its worker writes a checkpoint and stops."
+    if running and job["attempts"][-1]["preempt_requested_at"]:
+        return "Making way for a more urgent job: its worker writes a checkpoint and stops."
+    if job["pause_requested_at"]:
+        if running:
+            return "Pausing: its worker writes a checkpoint and stops."
+        return "Paused: no worker gets it. Resume goes on from its last checkpoint."
+    if state == JobState.QUEUED and job["not_before"]:
+        at = moment(job["not_before"])
+        if at and at > datetime.now(UTC):
+            return f"The last attempt failed: it is tried again at {clock(at)}."
+    if state == JobState.QUEUED and job["min_memory_bytes"]:
+        needed = size(job["min_memory_bytes"])
+        return f"Waits for a worker with at least {needed} to give: it ran out of memory on less."
+    return ""
 
 
 def _memory(job: Mapping[str, Any]) -> Fact | None:

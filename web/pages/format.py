@@ -121,6 +121,21 @@ def ref_url(text: str) -> str | None:
     return url_for("pages.version", project=ref.project, name=ref.name, selector=chosen)
 
 
+def shown(job: Mapping[str, Any]) -> str:
+    """Return the one word for where a job is: its state, or that it is held back."""
+    return "paused" if job["paused"] else str(job["state"])
+
+
+def clock(value: str | datetime | None) -> str:
+    """Return "12:40:05 UTC", with the date when it is another day's."""
+    at = moment(value)
+    if at is None:
+        return "–"
+    exact = at.astimezone(UTC)
+    today = exact.date() == datetime.now(UTC).date()
+    return exact.strftime("%H:%M:%S UTC" if today else "%Y-%m-%d %H:%M UTC")
+
+
 def without(value: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Return a mapping without one of its keys."""
     return {k: v for k, v in value.items() if k != key}
@@ -148,9 +163,11 @@ def register_filters(app: Flask) -> None:
     app.jinja_env.filters.update(
         ago=ago,
         cell=cell,
+        clock=clock,
         duration=duration,
         number=number,
         ref_url=ref_url,
+        shown=shown,
         size=size,
         without=without,
         yaml=as_yaml,

@@ -19,15 +19,16 @@ from scheduler.queries import jobs as queries
 from scheduler.queries.pages import Pulse, step_times, story
 from web.auth import actor
 from web.live import Message, Sections, batch, named, stream
+from web.pages.attempts import spent, tries
 from web.pages.blueprint import hub, pages, reading
 from web.pages.charts import loss_plot, sampled
-from web.pages.facts import facts, remaining
+from web.pages.facts import facts, notice, remaining
 from web.services import services
 
 #: Bytes of log that the page begins with.
 TAIL = 64 << 10
 #: The parts of the page that live.
-PARTS = ("job_head", "job_chain", "job_results", "job_story")
+PARTS = ("job_head", "job_chain", "job_results", "job_attempts", "job_story")
 _SPEC: TypeAdapter[Spec] = TypeAdapter(Spec)
 
 
@@ -83,6 +84,15 @@ def job_log(job_id: str) -> Response:
 def job_cancellation(job_id: str) -> AnyResponse:
     with services().committing() as db:
         actions.cancel(db, actor(), queries.find_job(db, actor(), job_id))
+    return redirect(url_for("pages.job", job_id=job_id), 303)
+
+
+@pages.post("/jobs/<job_id>/pause")
+def job_pause(job_id: str) -> AnyResponse:
+    """Hold a job back, or let it go on: ``paused`` says which."""
+    act = actions.pause if request.form.get("paused") == "yes" else actions.resume
+    with services().committing() as db:
+        act(db, actor(), queries.find_job(db, actor(), job_id))
     return redirect(url_for("pages.job", job_id=job_id), 303)
 
 
@@ -147,6 +157,9 @@ def _context(db: Session, found: Job) -> Document:
     return {
         "job": document,
         "facts": facts(document, left),
+        "notice": notice(document),
+        "tries": tries(document),
+        "spent": spent(document, services().settings),
         "story": story(db, found),
         "attempts": {attempt["id"]: attempt for attempt in document["attempts"]},
         "siblings": siblings,

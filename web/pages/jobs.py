@@ -59,6 +59,7 @@ def _filters() -> JobFilters:
         project=args.get("project") or None,
         pipeline=args.get("pipeline") or None,
         q=args.get("q", "").strip() or None,
+        paused=args.get("paused") == "yes" or None,
     )
 
 

@@ -1,10 +1,13 @@
-"""A person's own settings: tokens for the CLI and scripts, a password, and signing out."""
+"""A person's own settings, and those of their projects: tokens, a password, who may be paused."""
+
+from typing import Any
 
 from flask import redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from scheduler import access
-from scheduler.models import Token, User
+from scheduler import access, projects
+from scheduler.models import User
+from scheduler.queries.projects import list_projects
 from web.auth import actor
 from web.pages.blueprint import pages, reading
 from web.services import services
@@ -12,7 +15,7 @@ from web.services import services
 
 @pages.get("/settings")
 def settings() -> str:
-    return render_template("settings.html", section="Settings", secret=None, tokens=_tokens())
+    return _page(secret=None)
 
 
 @pages.post("/settings/tokens")
@@ -24,9 +27,7 @@ def token() -> str:
         secret = access.mint(db, "personal", user=user, name=name)
         access.audit(db, actor(), "token.create", name)
     url = services().settings.public_url or request.host_url.rstrip("/")
-    return render_template(
-        "settings.html", section="Settings", secret=secret, url=url, tokens=_tokens()
-    )
+    return _page(secret=secret, url=url)
 
 
 @pages.post("/settings/tokens/<token_id>/revocation")
@@ -46,6 +47,20 @@ def password() -> AnyResponse:
     return redirect(url_for("auth.login"), 303)
 
 
-def _tokens() -> list[Token]:
+@pages.post("/settings/projects/<name>/preemption")
+def preemption(name: str) -> AnyResponse:
+    """Let a project's running jobs be paused for more urgent ones, or not."""
+    with services().committing() as db:
+        project = access.project_for(db, actor(), name)
+        wanted = request.form.get("preemptible") == "yes"
+        projects.set_preemptible(db, actor(), project, wanted)
+    return redirect(url_for("pages.settings"), 303)
+
+
+def _page(**context: Any) -> str:
     with reading() as db:
-        return access.tokens_of(db, actor().user_id or "")
+        tokens = access.tokens_of(db, actor().user_id or "")
+        found = list_projects(db, actor())
+    return render_template(
+        "settings.html", section="Settings", tokens=tokens, projects=found, **context
+    )

@@ -16,6 +16,15 @@ from web.live import Message, Sections, batch, stream
 from web.pages.blueprint import hub, pages, reading
 from web.services import services
 
+#: A worker's state → what it means for the team, and what to do.
+TOLD = {
+    "away": "Not heard of lately. What it holds is given to another worker when its lease ends;"
+    " if it comes back before, it goes on. Is it asleep, or off the network?",
+    "suspect": "It did not begin what it was given, time after time. It gets a job now and then"
+    " until it begins one. Starting it anew clears this; its own log says why.",
+    "draining": "It finishes what it holds and takes nothing more.",
+}
+
 
 @pages.get("/workers")
 def workers() -> str:
@@ -63,4 +72,4 @@ def _fleet(who: Actor) -> Document:
     with reading() as db:
         found = list_workers(db, who, services().settings)
         running = jobs_on(db, who, [worker["id"] for worker in found])
-    return {"workers": found, "running": running}
+    return {"workers": found, "running": running, "told": TOLD}
