@@ -30,7 +30,7 @@ from tests.simulation.world import World
 
 T = TypeVar("T")
 #: Seconds between two signs of life of the web process.
-BEAT = 12.0
+BEAT = 40.0
 
 
 class _WebDied(Exception):
@@ -60,7 +60,7 @@ class Control:
     def _beat(self) -> None:
         if self.world.now >= max(self.door_shut_until, self.database_away_until):
             with self.bench.database.transaction() as session:
-                leader.beat(session, leader.WEB, self._holder)
+                leader.beat(session, leader.WEB, self._holder, BEAT + 5)
         self.world.after(BEAT, self._beat)
 
     def reach(self) -> None:

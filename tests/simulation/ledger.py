@@ -167,9 +167,7 @@ class Ledger:
 
     def _superseded(self, row: AttemptRow) -> bool:
         """Whether a newer attempt of the job was there before this transaction."""
-        return any(
-            a.job_id == row.job_id and a.number > row.number for a in self.attempts.values()
-        )
+        return any(a.job_id == row.job_id and a.number > row.number for a in self.attempts.values())
 
     def _fenced(self, what: str, attempt_id: str, call: Call | None) -> None:
         """A write counts only for the newest attempt, by the process that holds it."""
@@ -210,7 +208,9 @@ class Ledger:
         reasons = [
             Reason(a.reason)
             for a in attempts.values()
-            if a.job_id == job.id and a.reason and a.state in ("failed", "lost")
+            if a.job_id == job.id
+            and a.reason
+            and a.state in ("failed", "lost")
             # ended in this transaction
             and (a.id not in self.attempts or self.attempts[a.id].state != a.state)
         ]

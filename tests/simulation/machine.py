@@ -96,53 +96,8 @@ class Process:
         return Call(self.machine.worker_id, self.boot_id, verb, attempt_id)
 
     def send(self, verb: str, work: Callable[[], Any], answer: Answer) -> None:
-        """Send a request; ``answer`` gets its result or an error, once, if at all.
-
-        It may be lost on its way or on the way back, be late, or arrive twice.
-        """
-        world, random = self.world, self.world.random
-        replied = False
-
-        def reply(result: Any) -> None:
-            nonlocal replied
-            if not replied:
-                replied = True
-                answer(result)
-
-        def no_answer(delay: float) -> None:
-            self.after(delay, partial(reply, Unavailable("No answer.")))
-
-        def execute() -> Any:
-            try:
-                return work()
-            except EspalierError as error:
-                if isinstance(error, Conflict) and verb in ("report", "checkpoint", "finish"):
-                    world.counts["stale writes refused"] += 1
-                    world.note(f"{verb} refused", self.machine.name, error.detail)
-                return error
-
-        def arrive() -> None:
-            result = execute()
-            if world.now < self.machine.cut_until or world.chance(0.03):
-                world.fault("answer lost", verb)
-                no_answer(random.uniform(1, TIMEOUT))
-            else:
-                self.after(random.uniform(0.005, 0.2), partial(reply, result))
-
-        if world.now < self.machine.cut_until or world.chance(0.03):
-            world.fault("request lost", verb)
-            no_answer(random.uniform(1, TIMEOUT))
-            return
-        delay = random.uniform(0.005, 0.3)
-        if world.chance(0.02):
-            world.fault("request late", verb)
-            delay = random.uniform(5, 240)
-        if delay > TIMEOUT:
-            no_answer(TIMEOUT)
-        world.after(delay, arrive)
-        if world.chance(0.02):
-            world.fault("request doubled", verb)
-            world.after(delay + random.uniform(0, 300), execute)
+        """Send a request; ``answer`` gets its result or an error, once, if at all."""
+        Request(self, verb, work, answer).send()
 
     # --- Life -----------------------------------------------------------------------------
 
@@ -257,3 +212,60 @@ class Process:
         self.works.pop(work.disk.attempt_id, None)
         self.machine.disk.pop(work.disk.attempt_id, None)
         self.after(0.0, self.take)
+
+
+class Request:
+    """One request on the wire. It may be lost on either way, be late, or arrive twice."""
+
+    def __init__(
+        self, process: Process, verb: str, work: Callable[[], Any], answer: Answer
+    ) -> None:
+        self._process, self._world = process, process.world
+        self._verb, self._work, self._answer = verb, work, answer
+        self._answered = False
+
+    def send(self) -> None:
+        world, random = self._world, self._world.random
+        if self._cut() or world.chance(0.03):
+            world.fault("request lost", self._verb)
+            self._no_answer(random.uniform(1, TIMEOUT))
+            return
+        delay = random.uniform(0.005, 0.3)
+        if world.chance(0.02):
+            world.fault("request late", self._verb)
+            delay = random.uniform(5, 240)
+        if delay > TIMEOUT:
+            self._no_answer(TIMEOUT)
+        world.after(delay, self._arrive)  # on its way, whatever becomes of its sender
+        if world.chance(0.02):
+            world.fault("request doubled", self._verb)
+            world.after(delay + random.uniform(0, 300), self._execute)
+
+    def _cut(self) -> bool:
+        return self._world.now < self._process.machine.cut_until
+
+    def _arrive(self) -> None:
+        result = self._execute()
+        if self._cut() or self._world.chance(0.03):
+            self._world.fault("answer lost", self._verb)
+            self._no_answer(self._world.random.uniform(1, TIMEOUT))
+        else:
+            delay = self._world.random.uniform(0.005, 0.2)
+            self._process.after(delay, partial(self._reply, result))
+
+    def _execute(self) -> Any:
+        try:
+            return self._work()
+        except EspalierError as error:
+            if isinstance(error, Conflict) and self._verb in ("report", "checkpoint", "finish"):
+                self._world.counts["stale writes refused"] += 1
+                self._world.note(f"{self._verb} refused", error.detail)
+            return error
+
+    def _no_answer(self, delay: float) -> None:
+        self._process.after(delay, partial(self._reply, Unavailable("No answer.")))
+
+    def _reply(self, result: Any) -> None:
+        if not self._answered:
+            self._answered = True
+            self._answer(result)

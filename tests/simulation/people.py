@@ -132,9 +132,7 @@ class People:
             "retry": requests.retry,
         }[what]
         self._world.counts[f"asked: {what}"] += 1
-        self._control.ask(
-            what, lambda s: call(s, self._control.actor, s.get_one(Job, job_id)).id
-        )
+        self._control.ask(what, lambda s: call(s, self._control.actor, s.get_one(Job, job_id)).id)
 
     def _drain(self, machine: Machine, draining: bool) -> None:
         def work(session: Session) -> bool:

@@ -1,6 +1,8 @@
 """One seed: a small team's night, from the first submission to the last job's end."""
 
+import os
 import random
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +10,7 @@ from dataclasses import dataclass, field
 from unittest.mock import patch
 
 from espalier import ids
+from espalier.settings import settings
 from scheduler import fleet
 from tests.simulation.broker import Broker
 from tests.simulation.control import Control
@@ -78,6 +81,19 @@ class Simulation:
         self._people.tidy()
 
 
+#: Leases and patience are the real ones; reports are fewer, as each costs the same.
+SETTINGS = {"ESPALIER_REPORT_SECONDS": "45"}
+
+
+@contextmanager
+def configured() -> Iterator[None]:
+    """Let the code under test find the simulation's settings."""
+    with patch.dict(os.environ, SETTINGS):
+        settings.cache_clear()
+        yield
+    settings.cache_clear()
+
+
 @contextmanager
 def _chosen_by(world: World) -> Iterator[None]:
     """Ids and jitter are the seed's: they break ties in SQL."""
@@ -105,9 +121,8 @@ def simulate(seed: int, bench: Bench, traced: bool = False) -> Outcome:
         except Violation as error:
             outcome.violation = str(error)
         except Exception as error:  # the code under test raised what no caller expects
+            world.note("raised", traceback.format_exc())
             outcome.violation = f"seed {seed} at {world.now:.2f}: {type(error).__name__}: {error}"
-            if traced:
-                raise
     outcome.faults, outcome.counts = world.faults, world.counts
     if traced or outcome.violation:
         outcome.trace = world.told()

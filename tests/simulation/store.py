@@ -1,8 +1,7 @@
 """A store in memory that can be away, and that answers by the world's clock."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from collections.abc import Callable
 
 from espalier.errors import NotFound, Unavailable
 from scheduler.store.base import OpenParts, Part, Readable, Stored, UploadLost, chunks

@@ -305,9 +305,7 @@ class Work:
         upload(self, saved.data, partial(self._uploaded, saved))
 
     def _uploaded(self, saved: Saved, file: FileEntry) -> None:
-        message = CheckpointPublished(
-            boot_id=self.process.boot_id, step=saved.step, files=(file,)
-        )
+        message = CheckpointPublished(boot_id=self.process.boot_id, step=saved.step, files=(file,))
         call = self.process.call("checkpoint", self.disk.attempt_id)
         work = partial(self.control.checkpoint, call, message)
         self.process.send("checkpoint", work, partial(self._recorded, saved, file))
