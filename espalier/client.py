@@ -38,7 +38,7 @@ BACKOFF = (0.2, 0.5, 1.0, 2.0, 4.0)
 MAX_RETRY_AFTER = 10.0
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
-_AWAY = frozenset({429, 502, 503, 504})
+_AWAY = frozenset({429, 502, 503, 504, 507})
 _BY_STATUS: dict[int, type[EspalierError]] = {
     400: InvalidInput,
     401: Unauthorized,
@@ -103,6 +103,10 @@ class Client:
         ``idempotent`` says that the server takes the same request twice.
         """
         return _body(self.send("POST", path, json=body, idempotent=idempotent))
+
+    def patch(self, path: str, body: Any) -> Any:
+        """PATCH with the values that shall hold; the same twice changes nothing more."""
+        return _body(self.send("PATCH", path, json=body, idempotent=True))
 
     def delete(self, path: str) -> Any:
         return _body(self.send("DELETE", path))

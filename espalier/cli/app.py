@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 import espalier
-from espalier.cli import artifacts, demo, doctor, jobs, people, submit, up, upkeep, workers
+from espalier.cli import (
+    artifacts,
+    demo,
+    doctor,
+    jobs,
+    people,
+    projects,
+    submit,
+    up,
+    upkeep,
+    workers,
+)
 from espalier.cli.common import Commands, JsonFlag, print_json, remember_login, stdout
 from espalier.client import Client
 from espalier.errors import InvalidInput
@@ -61,6 +72,6 @@ def version(as_json: JsonFlag = False) -> None:
 for module in (up, demo):
     module.register(app)
 app.command()(login)
-for further in (submit, jobs, artifacts, workers, people, doctor, upkeep):
+for further in (submit, jobs, artifacts, workers, people, projects, doctor, upkeep):
     further.register(app)
 app.command()(version)

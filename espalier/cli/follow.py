@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 
 from espalier.cli.common import CANCELLED, FAILED, plain, stderr
-from espalier.cli.show import Job, numbers
+from espalier.cli.show import Job, numbers, shown
 from espalier.client import Client
 from espalier.errors import Unavailable
 from espalier.states import JOB_ENDED, JobState
@@ -54,11 +54,11 @@ class Lines:
         return
 
     def show(self, job: Job) -> None:
-        now = (job["state"], job["phase"] if job["state"] == JobState.RUNNING else None)
+        now = (_where(job), job["phase"] if job["state"] == JobState.RUNNING else None)
         if self._last.get(job["id"]) == now:
             return
         self._last[job["id"]] = now
-        words = [job["kind"], job["id"], job["state"], now[1] or "", numbers(job)]
+        words = [job["kind"], job["id"], now[0], now[1] or "", numbers(job)]
         if job["error"]:
             words.append(job["error"]["message"])
         self._console.print(escape(plain("  ".join(word for word in words if word))))
@@ -105,9 +105,16 @@ class Bars:
             self._progress.update(task, completed=progress["done"], total=progress["total"])
         self._progress.update(
             task,
-            description=escape(plain(job["phase"] if running and job["phase"] else job["state"])),
+            description=escape(plain(job["phase"] if running and job["phase"] else shown(job))),
             numbers=escape(numbers(job)),
         )
+
+
+def _where(job: Job) -> str:
+    """What a waiting person reads; a paused job ends only after somebody has resumed it."""
+    if job.get("paused"):
+        return f"paused: goes on after `espalier resume {job['id']}`"
+    return str(job["state"])
 
 
 def view() -> View:

@@ -1,4 +1,4 @@
-"""``espalier jobs|job|logs|wait|cancel|retry|events``."""
+"""``espalier jobs|job|logs|wait|cancel|pause|resume|retry|events``."""
 
 import sys
 import time
@@ -8,10 +8,11 @@ import typer
 
 from espalier.cli.common import JsonFlag, connect, plain, print_json, stdout, table
 from espalier.cli.follow import TICK, follow, outcome, view
-from espalier.cli.show import clock, job_page, job_table, summary
+from espalier.cli.show import clock, job_page, job_table, shown, summary
 from espalier.client import Client
 from espalier.states import JOB_ENDED, JobState, Kind
 
+JobIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Jobs' ids.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id.")]
 
 
@@ -22,6 +23,8 @@ def register(app: typer.Typer) -> None:
         ("logs", logs),
         ("wait", wait),
         ("cancel", cancel),
+        ("pause", pause),
+        ("resume", resume),
         ("retry", retry),
         ("events", events),
     ):
@@ -30,6 +33,9 @@ def register(app: typer.Typer) -> None:
 
 def jobs(
     state: Annotated[list[JobState] | None, typer.Option(help="May be given again.")] = None,
+    paused: Annotated[
+        bool | None, typer.Option("--paused/--not-paused", help="Held back by a person, or not.")
+    ] = None,
     kind: Annotated[list[Kind] | None, typer.Option(help="May be given again.")] = None,
     project: Annotated[str | None, typer.Option()] = None,
     pipeline: Annotated[str | None, typer.Option(help="A pipeline's id.")] = None,
@@ -46,6 +52,7 @@ def jobs(
         "project": project,
         "pipeline": pipeline,
         "q": search,
+        "paused": paused,
         "limit": limit,
     }
     with connect() as client:
@@ -61,7 +68,7 @@ def job(job_id: JobId, as_json: JsonFlag = False) -> None:
 
 
 def wait(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Jobs' ids.")],
+    ids: JobIds,
     as_json: JsonFlag = False,
 ) -> None:
     """Wait until the jobs have ended; exit 0 (success), 1 (failure) or 3 (cancelled)."""
@@ -79,19 +86,46 @@ def cancel(job_id: JobId, as_json: JsonFlag = False) -> None:
     _act(job_id, "cancel", as_json)
 
 
+def pause(ids: JobIds, as_json: JsonFlag = False) -> None:
+    """Hold jobs back until they are resumed; a running one saves a checkpoint first."""
+    _act_on(ids, "pause", as_json)
+
+
+def resume(ids: JobIds, as_json: JsonFlag = False) -> None:
+    """Let paused jobs go on, each from its last checkpoint."""
+    _act_on(ids, "resume", as_json)
+
+
 def retry(job_id: JobId, as_json: JsonFlag = False) -> None:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
     _act(job_id, "retry", as_json)
 
 
 def _act(job_id: str, action: str, as_json: bool) -> None:
+    _act_on([job_id], action, as_json)
+
+
+def _act_on(ids: list[str], action: str, as_json: bool) -> None:
+    """Ask the same of several jobs; the first refusal ends it, and says which job it was."""
+    done: list[dict[str, Any]] = []
     with connect() as client:
-        found = client.post(f"/api/v1/jobs/{job_id}/{action}")
+        for job_id in ids:
+            done.append(client.post(f"/api/v1/jobs/{job_id}/{action}"))
+            if not as_json:
+                stdout().print(f"{job_id} {_became(done[-1], action)}")
     if as_json:
-        print_json(found)
-    else:
-        ordered = action == "cancel" and found["state"] not in JOB_ENDED
-        stdout().print(f"{found['id']} {'is being cancelled' if ordered else found['state']}")
+        print_json({"jobs": done} if len(done) > 1 else done[0])
+
+
+def _became(job: dict[str, Any], action: str) -> str:
+    running = job["state"] == JobState.RUNNING
+    if action == "cancel" and job["state"] not in JOB_ENDED:
+        return "is being cancelled"
+    if action == "pause" and running:
+        return "is being paused: its worker saves a checkpoint first"
+    if action == "resume" and running:
+        return "goes on: its worker had not stopped yet"
+    return shown(job)
 
 
 def events(job_id: JobId, as_json: JsonFlag = False) -> None:

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 
 from espalier.cli.common import plain, size_text, stdout, table
-from espalier.states import JobState
+from espalier.reasons import account
+from espalier.states import JobState, Reason
 
 Job = dict[str, Any]
 
@@ -42,7 +44,7 @@ def summary(jobs: Sequence[Job]) -> None:
     """Say what became of jobs: state, outputs, proofs, and why one failed."""
     for job in jobs:
         outputs = "  ".join(output["ref"] for output in job["outputs"])
-        words = (job["kind"], job["id"], _state(job["state"]), escape(outputs), numbers(job))
+        words = (job["kind"], job["id"], _state(job), escape(outputs), numbers(job))
         stdout().print("  ".join(word for word in words if word))
         for proof in job["proofs"]:
             stdout().print(f"  {proof_text(proof)}")
@@ -58,9 +60,14 @@ def proof_text(proof: dict[str, Any]) -> str:
     return f"{mark} {escape(plain(proof['name']))}: {proof['value']:.6g}{limit}"
 
 
-def _state(state: str) -> str:
-    colour = _COLOURS.get(JobState(state))
-    return f"[{colour}]{state}[/]" if colour else state
+def shown(job: Job) -> str:
+    """The one word for where a job is: its state, or that it is held back."""
+    return "paused" if job.get("paused") else str(job["state"])
+
+
+def _state(job: Job) -> str:
+    colour = "yellow" if job.get("paused") else _COLOURS.get(JobState(job["state"]))
+    return f"[{colour}]{shown(job)}[/]" if colour else shown(job)
 
 
 def job_table(jobs: Iterable[Job]) -> None:
@@ -71,7 +78,7 @@ def job_table(jobs: Iterable[Job]) -> None:
             (
                 job["id"],
                 job["kind"],
-                job["state"],
+                shown(job),
                 job["project"],
                 job["name"],
                 job["worker"],
@@ -86,21 +93,38 @@ def job_table(jobs: Iterable[Job]) -> None:
 def job_page(job: Job) -> None:
     """Everything about one job."""
     console = stdout()
-    console.print(f"[bold]{job['kind']} {job['id']}[/]  {_state(job['state'])}  {numbers(job)}")
+    console.print(f"[bold]{job['kind']} {job['id']}[/]  {_state(job)}  {numbers(job)}")
     for label in ("name", "project", "worker", "created_at", "started_at", "finished_at"):
         if job[label]:
             console.print(f"  {label.removesuffix('_at'):<9} {escape(plain(str(job[label])))}")
     for item in job["inputs"]:
         console.print(f"  {item['role']:<9} {escape(item['ref'])}  [dim]{item['commit'] or ''}[/]")
-    for attempt in job["attempts"]:
-        ended = f"{attempt['state']} {attempt['reason'] or ''}".strip()
-        peak = size_text(attempt["peak_memory_bytes"])
-        console.print(f"  attempt   {attempt['id']}  {attempt['worker']}  {ended}  {peak}")
+    _attempts(console, job)
     if job["outputs"] or job["proofs"] or job["error"]:
         summary([job])
     for found in job.get("tables") or ():
         console.print(f"\n[bold]{escape(plain(found['name']))}[/]")
         table(found["columns"], ([_cell(cell) for cell in row] for row in found["rows"]))
+
+
+def _attempts(console: Console, job: Job) -> None:
+    """Every try: where, how it ended, what it counted; and what the ladder changed between them."""
+    rungs = {rung["attempt"]: rung for rung in job["ladder"]}
+    for attempt in job["attempts"]:
+        ended = f"{attempt['state']} {attempt['reason'] or ''}".strip()
+        words = [attempt["id"], attempt["worker"], ended, size_text(attempt["peak_memory_bytes"])]
+        if attempt["resumed_from_step"]:
+            words.append(f"from step {attempt['resumed_from_step']}")
+        if attempt["charged"]:
+            words.append("counted as a try")
+        console.print(f"  attempt   {'  '.join(word for word in words if word)}")
+        if attempt["reason"] not in (None, Reason.OK):
+            console.print(f"            [dim]{account(attempt['reason']).happened}[/]")
+        if attempt["id"] in rungs:
+            console.print(f"  ladder    {escape(plain(rungs[attempt['id']]['message']))}")
+    if job["charged"] or job["lost"]:
+        lost = f", {job['lost']} ended by machines" if job["lost"] else ""
+        console.print(f"  tries     {job['charged']} of {job['max_attempts']} used{lost}")
 
 
 def _cell(value: Any) -> Any:

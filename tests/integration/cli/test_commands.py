@@ -196,6 +196,72 @@ def test_a_cancelled_job_is_told_by_its_exit_code_and_can_be_retried(terminal: T
     assert terminal.json("retry", job["id"])["state"] == "queued"
 
 
+def test_a_job_is_paused_waited_for_and_resumed(terminal: Terminal) -> None:
+    terminal.site.with_inputs()
+    first, second = (terminal.json(*TRAIN, "--seed", n)["id"] for n in ("1", "2"))
+    paused = terminal.json("pause", first, second)["jobs"]
+    assert [job["paused"] for job in paused] == [True, True]
+    assert "paused" in terminal.run("jobs").stdout
+    assert len(terminal.json("jobs", "--paused")["jobs"]) == 2
+    assert terminal.site.tick() == []
+    assert terminal.run("resume", second).stdout == f"{second} queued\n"
+    assert [job["id"] for job in terminal.json("jobs", "--paused")["jobs"]] == [first]
+    refused = terminal.run("resume", second, code=2)
+    assert "is queued and not paused" in refused.stderr
+
+    looked = threading.Event()
+
+    def look(_app: Flask, **_: object) -> None:
+        if request.path.endswith(first):
+            looked.set()
+
+    def cancel() -> None:
+        looked.wait(60)  # until the command has seen that it is paused
+        terminal.site.ada.post(f"/jobs/{first}/cancel")
+
+    cancelling = threading.Thread(target=cancel)
+    cancelling.start()
+    with request_finished.connected_to(look):
+        waited = terminal.run("wait", first, code=3)
+    cancelling.join()
+    assert waited.stderr.count(f"paused: goes on after `espalier resume {first}`") == 1
+
+
+def test_a_job_tells_its_ladder_and_what_its_attempts_cost(terminal: Terminal) -> None:
+    terminal.site.with_inputs()
+    worker, boot = terminal.site.worker()
+    job = terminal.json(*TRAIN, "--batch-size", "4")["id"]
+    for reason in ("out_of_memory", "code_error"):
+        attempt = terminal.claim(worker, boot)
+        error = {"code": reason, "message": "So it ended."}
+        body = {"boot_id": boot, "state": "failed", "reason": reason, "error": error}
+        assert worker.post(f"/attempts/{attempt}/finish", body).status_code == 200
+    found = terminal.json("job", job)
+    assert [rung["rung"] for rung in found["ladder"]] == ["micro_batch_size"]
+    assert found["effective_spec"]["micro_batch_size"] == 2
+    assert found["spec"]["micro_batch_size"] is None
+    assert [one["charged"] for one in found["attempts"]] == [False, True]
+    page = terminal.run("job", job).stdout
+    assert "ladder    Out of memory on studio-1" in page
+    assert "Memory ended." in page
+    assert "The program raised an error." in page
+    assert "1 of 3 used" in page
+
+
+def test_a_projects_owner_lets_its_jobs_be_paused(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "member" in terminal.run("projects").stdout
+    refused = terminal.run("project", "set", "team", "--preemptible", code=2)
+    assert "Only an owner of team or an admin" in refused.stderr
+    monkeypatch.setenv("ESPALIER_TOKEN", terminal.site.admin.token)
+    settings.cache_clear()
+    assert "may be paused" in terminal.run("project", "set", "team", "--preemptible").stdout
+    assert terminal.json("projects")["projects"][1]["preemptible"] is True
+    assert terminal.json("project", "set", "team", "--no-preemptible")["preemptible"] is False
+    assert "--preemptible" in terminal.run("project", "set", "team", code=2).stderr
+
+
 def test_a_pipeline_is_submitted_whole(terminal: Terminal, tmp_path: Path) -> None:
     terminal.site.with_inputs()
     file = tmp_path / "main.yaml"
