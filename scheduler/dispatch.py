@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import Select, func, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from espalier.errors import EspalierError, Unavailable
@@ -79,8 +79,11 @@ class Dispatcher:
 
     def resign(self) -> None:
         """Let another scheduler lead at once: this one stops."""
-        with self._database.transaction() as session:
-            leader.resign(session, self._holder)
+        try:
+            with self._database.transaction() as session:
+                leader.resign(session, self._holder)
+        except OperationalError as error:
+            log.warning("The database is away; the next scheduler waits a little: %s", error)
 
     def _notice_gap(self, moment: datetime) -> None:
         """A machine that slept, or a clock that was set, is nobody's silence."""

@@ -1,5 +1,6 @@
 """From a request to a committed job: inputs pinned, dependencies known, nothing half-made."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -39,6 +40,7 @@ class _Setting:
 def submit(session: Session, actor: Actor, request: JobRequest) -> Job:
     """Commit one job, queued or waiting. Raises InvalidInput, NotFound or Conflict."""
     project = _project(session, actor, request.project, request.name)
+    _hold_sources(session, [request.spec])
     moment = now(session)
     shared = _Setting(actor, project, request.priority, request.max_attempts, moment)
     return _create(session, shared, request.spec, request.name, request.note, None)
@@ -48,6 +50,7 @@ def submit_pipeline(session: Session, actor: Actor, request: PipelineRequest) ->
     """Commit the jobs of a pipeline: all of them, or none."""
     names = [s.name for s in request.steps if s.name]
     project = _project(session, actor, request.project, names[0] if names else None)
+    _hold_sources(session, [item.spec for item in request.steps])
     shared = _Setting(
         actor, project, request.priority, request.max_attempts, now(session), new_id()
     )
@@ -70,6 +73,19 @@ def _project(session: Session, actor: Actor, given: str | None, name: str | None
             )
         wanted = owner
     return access.project_for(session, actor, wanted or DEFAULT_PROJECT)
+
+
+def _hold_sources(session: Session, specs: Iterable[Spec]) -> None:
+    """Keep the jobs that are referred to as they are until the commit, and read them anew.
+
+    One that ended between the look and the commit would not know that somebody waits for it.
+    """
+    texts = {text for spec in specs for text in spec.refs().values()}
+    refs = [parse_ref(text, project=DEFAULT_PROJECT) for text in texts]
+    ids = [ref.job for ref in refs if isinstance(ref, JobRef)]
+    if ids:
+        held = select(Job).where(Job.id.in_(ids)).order_by(Job.id).with_for_update(read=True)
+        session.scalars(held.execution_options(populate_existing=True)).all()
 
 
 def _bind_steps(spec: Spec, jobs: dict[str, str]) -> Spec:

@@ -102,7 +102,9 @@ class Stack:
             return worker.id
 
     def submit(self, spec: dict[str, Any] | None = None, **envelope: Any) -> str:
-        request = parse(JobRequest, {"spec": {**TRAIN, **(spec or {})}, **envelope})
+        """Submit a training, changed by ``spec``; another kind's spec stands for itself."""
+        whole = spec if spec and "kind" in spec else {**TRAIN, **(spec or {})}
+        request = parse(JobRequest, {"spec": whole, **envelope})
         with self.database.transaction() as session:
             return submit.submit(session, self.actor, request).id
 
@@ -135,10 +137,16 @@ class Stack:
 
     def finish(self, ticket: Ticket, state: str = "succeeded", **content: Any) -> Finished:
         with self.at_work(ticket.worker_id) as (session, worker):
-            if state == "succeeded" and "outputs" not in content:
-                content["outputs"] = (self._output(session, ticket),)
-            message = Finish(boot_id=self.boots[ticket.worker_id], state=state, **content)
+            message = self.finish_message(session, ticket, state, **content)
             return assignments.finish(session, self.blobs, worker, ticket.attempt_id, message)
+
+    def finish_message(
+        self, session: Session, ticket: Ticket, state: str = "succeeded", **content: Any
+    ) -> Finish:
+        """What the ticket's worker says at the end, its output in the store."""
+        if state == "succeeded" and "outputs" not in content:
+            content["outputs"] = (self._output(session, ticket),)
+        return Finish(boot_id=self.boots[ticket.worker_id], state=state, **content)
 
     def _output(self, session: Session, ticket: Ticket) -> OutputManifest:
         kind = {"train": "adapter", "eval": "report", "export": "gguf"}.get(ticket.kind, "model")
