@@ -100,6 +100,14 @@ class Bench:
                 highest = f"(SELECT coalesce(max(id), 0) + 1 FROM {name})"
                 connection.execute(text(f"SELECT setval({sequence}, {highest}, false)"))
 
+    @contextmanager
+    def changing_template(self) -> Iterator[sqlite3.Connection]:
+        """Change the schema that every next seed begins with (SQLite)."""
+        assert self._template is not None
+        yield self._template
+        self._template.commit()
+        self.fresh()
+
     def look(self, query: str) -> Rows:
         """Read committed rows, past the code under test."""
         rows: Rows = self._cursor.execute(query).fetchall()

@@ -95,7 +95,7 @@ def configured() -> Iterator[None]:
 
 
 @contextmanager
-def _chosen_by(world: World) -> Iterator[None]:
+def chosen_by(world: World) -> Iterator[None]:
     """Ids and jitter are the seed's: they break ties in SQL."""
     shuffled = Shuffled(world)
     before = random.getstate()
@@ -113,7 +113,7 @@ def simulate(seed: int, bench: Bench, traced: bool = False) -> Outcome:
     """Run one seed on a fresh bench. Anything but a kept promise is in ``violation``."""
     outcome = Outcome(seed)
     bench.fresh()
-    with _chosen_by(World(seed)):
+    with chosen_by(World(seed)):
         simulation = Simulation(seed, bench)
         world = simulation.world
         try:
