@@ -27,8 +27,9 @@ from espalier.processes import end, identity
 
 #: Seconds until a role that ended is started again: doubled each time, up to the last.
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 30.0
-#: Seconds after which a role counts as steady, and its backoff begins anew.
-STEADY = 60.0
+#: Seconds after which a role counts as steady, and its backoff begins anew. Short: what is killed
+#: now and then is no crash loop, and waiting long for it would cost more than starting it.
+STEADY = 10.0
 #: Seconds between looks at the roles.
 TICK = 0.25
 #: Bytes a log may have when its role is started; above, it becomes ``.log.1``.
@@ -238,7 +239,7 @@ class Supervisor:
             return False
         if running.again_at is None:
             _kill_group(running.process.pid)
-            if now - running.since > STEADY:
+            if now - running.since >= STEADY:
                 running.failures = 0
             delay = min(FIRST_BACKOFF * 2**running.failures, LAST_BACKOFF)
             running.failures += 1

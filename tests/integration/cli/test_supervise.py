@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from espalier import supervise
 from espalier.errors import Conflict, EspalierError
 from espalier.processes import end, identity, is_alive
 from espalier.supervise import Role, Supervisor
@@ -89,6 +90,30 @@ def test_what_ends_is_started_again(tmp_path: Path) -> None:
         _until(lambda: supervisor.pids()["worker-1"] != before)
         assert _runs(supervisor.pids()["worker-1"])
     assert said[0].startswith("worker-1 ended (signal 9); again in 0.5 s")
+
+
+def test_what_was_steady_comes_back_soon_however_often_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "STEADY", 0.0)  # at once
+    said: list[str] = []
+    with _supervisor(tmp_path, said) as supervisor:
+        supervisor.start(_role("worker-1", SLEEP))
+        for _ in range(3):
+            before = supervisor.pids()["worker-1"]
+            os.kill(before, signal.SIGKILL)
+            _until(lambda before=before: supervisor.pids()["worker-1"] != before)
+    assert [line.partition(". Its log")[0] for line in said] == [
+        "worker-1 ended (signal 9); again in 0.5 s"
+    ] * 3
+
+
+def test_what_does_not_stay_up_is_tried_later_each_time(tmp_path: Path) -> None:
+    said: list[str] = []
+    with _supervisor(tmp_path, said) as supervisor:
+        supervisor.start(_role("web", "raise SystemExit('no')"))
+        _until(lambda: len(said) == 3)
+    assert [line.partition("again in ")[2].split()[0] for line in said] == ["0.5", "1", "2"]
 
 
 def test_what_never_stays_up_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
