@@ -10,13 +10,14 @@ from sqlalchemy import event, func, select
 from espalier.errors import NotFound
 from espalier.messages import LogChunk, MetricsEvent, OutputManifest
 from espalier.states import ArtifactKind, Reason
-from scheduler import access, jobs
+from scheduler import access, jobs, requests
 from scheduler.access import Actor, actor_for
 from scheduler.db import Database
-from scheduler.models import Attempt, Event, Version
+from scheduler.models import Attempt, Event, Job, Version
 from scheduler.queries import artifacts, stamp
 from scheduler.queries import jobs as queries
 from scheduler.queries.jobs import JobFilters
+from scheduler.queries.projects import list_projects
 from tests.integration.scheduler.stack import Stack
 
 
@@ -75,6 +76,38 @@ def test_filters_and_counts(stack: Stack) -> None:
         assert ids(q=second) == [second]
         counts = queries.count_jobs(session, stack.actor, JobFilters(state=("queued",)))
         assert (counts["queued"], counts["cancelled"], counts["running"]) == (1, 1, 0)
+
+
+def test_paused_jobs_are_found_and_counted_until_they_end(stack: Stack) -> None:
+    held, free = stack.submit(), stack.submit({"seed": 1})
+    with stack.database.transaction() as session:
+        requests.pause(session, stack.actor, session.get_one(Job, held))
+
+    def ids(paused: bool) -> list[str]:
+        with stack.database.reading() as session:
+            found = queries.list_jobs(session, stack.actor, JobFilters(paused=paused))
+        return [job["id"] for job in found["jobs"]]
+
+    def count() -> int:
+        with stack.database.reading() as session:
+            return queries.count_jobs(session, stack.actor, JobFilters())["paused"]
+
+    assert (ids(True), ids(False), count()) == ([held], [free], 1)
+    stack.cancel(held)
+    assert (ids(True), ids(False), count()) == ([], [free, held], 0)
+
+
+def test_projects_come_with_ones_own_role_in_one_query(stack: Stack) -> None:
+    eve = stranger(stack)
+    with stack.database.transaction() as session:
+        mine = access.project_for(session, eve, "hers", create=True)
+        mine.preemptible = True
+    with statements(stack.database) as seen, stack.database.reading() as session:
+        every = list_projects(session, stack.actor)
+        assert [(p["name"], p["role"]) for p in every] == [("hers", None), ("team", "owner")]
+        (only,) = list_projects(session, eve)
+    assert (only["name"], only["role"], only["preemptible"]) == ("hers", "owner", True)
+    assert len([statement for statement in seen if "projects" in statement]) == 2
 
 
 def test_strangers_see_nothing(stack: Stack) -> None:

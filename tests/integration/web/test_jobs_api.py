@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from scheduler import access
+from scheduler.models import Audit, Job, Project, User
 from tests.integration.web.site import Site
 
 TRAIN = {"kind": "train", "model": "team/base", "data": "team/sql"}
@@ -73,6 +75,117 @@ def test_cancel_and_retry(site: Site) -> None:
     assert site.ada.post(f"/jobs/{job_id}/retry").json["state"] == "queued"
 
 
+def test_a_queued_job_is_paused_and_resumed(site: Site) -> None:
+    site.with_inputs()
+    site.worker()
+    job_id, other = site.submit(), site.submit()
+    for _ in range(2):  # twice is once
+        paused = site.ada.post(f"/jobs/{job_id}/pause")
+        assert (paused.status_code, paused.json["state"]) == (200, "queued")
+        assert paused.json["paused"] is True
+    assert [j["id"] for j in site.ada.get("/jobs?paused=true").json["jobs"]] == [job_id]
+    assert [j["id"] for j in site.ada.get("/jobs?paused=false").json["jobs"]] == [other]
+    (ticket,) = site.tick()
+    assert site.ada.get(f"/jobs/{other}").json["attempts"][0]["id"] == ticket.attempt_id
+    resumed = site.ada.post(f"/jobs/{job_id}/resume").json
+    assert (resumed["paused"], resumed["pause_requested_at"]) == (False, None)
+    again = site.ada.post(f"/jobs/{job_id}/resume")
+    assert (again.status_code, again.json["code"]) == (409, "conflict")
+    site.ada.post(f"/jobs/{job_id}/cancel")
+    for action in ("pause", "resume"):
+        assert site.ada.post(f"/jobs/{job_id}/{action}").status_code == 409
+    types = [e["type"] for e in site.ada.get(f"/jobs/{job_id}/events").json["events"]]
+    assert types.count("pause_requested") == 1
+    assert "resumed" in types
+
+
+def test_a_running_job_pauses_when_its_worker_has_stopped(site: Site) -> None:
+    site.with_inputs()
+    worker, boot = site.worker()
+    job_id = site.submit()
+    (ticket,) = site.tick()
+    attempt = f"/attempts/{ticket.attempt_id}"
+    worker.post(f"{attempt}/claim", {"boot_id": boot})
+    pausing = site.ada.post(f"/jobs/{job_id}/pause").json
+    assert (pausing["state"], pausing["paused"]) == ("running", False)
+    assert pausing["pause_requested_at"]
+    orders = worker.post(f"{attempt}/report", {"boot_id": boot, "seq": 1}).json["orders"]
+    assert orders == [{"order": "pause", "attempt_id": ticket.attempt_id}]
+    finish = {"boot_id": boot, "state": "cancelled", "reason": "paused"}
+    assert worker.post(f"{attempt}/finish", finish).status_code == 200
+    paused = site.ada.get(f"/jobs/{job_id}").json
+    assert (paused["state"], paused["paused"], paused["worker"]) == ("queued", True, None)
+    (ended,) = paused["attempts"]
+    assert (ended["reason"], ended["charged"], ended["preempted"]) == ("paused", False, False)
+    assert (paused["charged"], paused["lost"]) == (0, 0)
+    assert site.tick() == []
+
+
+def test_what_memory_made_a_job_give_up_is_told(site: Site) -> None:
+    site.with_inputs()
+    worker, boot = site.worker()
+    job_id = site.submit()
+    for _ in range(2):
+        (ticket,) = site.tick()
+        worker.post(f"/attempts/{ticket.attempt_id}/claim", {"boot_id": boot})
+        error = {"code": "out_of_memory", "message": "The limit is 24.0 GiB."}
+        finish = {"boot_id": boot, "state": "failed", "reason": "out_of_memory", "error": error}
+        worker.post(f"/attempts/{ticket.attempt_id}/finish", finish)
+    job = site.ada.get(f"/jobs/{job_id}").json
+    assert [(r["rung"], r["from"], r["to"]) for r in job["ladder"]] == [
+        ("micro_batch_size", 4, 2),
+        ("micro_batch_size", 2, 1),
+    ]
+    assert job["ladder"][0]["attempt"] == job["attempts"][0]["id"]
+    assert job["spec"]["micro_batch_size"] is None
+    assert job["effective_spec"] == {**job["spec"], "micro_batch_size": 1}
+    assert (job["charged"], job["lost"], job["set_aside"]) == (0, 0, False)
+    assert [a["charged"] for a in job["attempts"]] == [False, False]
+    assert job["attempts"][0]["error"]["message"] == "The limit is 24.0 GiB."
+
+
+def test_a_job_that_machines_end_too_often_is_set_aside(site: Site) -> None:
+    site.with_inputs()
+    worker, boot = site.worker()
+    job_id = site.submit(max_attempts=1)
+    for _ in range(site.settings.lost_limit):
+        with site.database.transaction() as session:
+            session.get_one(Job, job_id).not_before = None
+        (ticket,) = site.tick()
+        worker.post(f"/attempts/{ticket.attempt_id}/claim", {"boot_id": boot})
+        finish = {"boot_id": boot, "state": "failed", "reason": "killed"}
+        worker.post(f"/attempts/{ticket.attempt_id}/finish", finish)
+    job = site.ada.get(f"/jobs/{job_id}").json
+    assert (job["state"], job["set_aside"]) == ("failed", True)
+    assert (job["charged"], job["lost"]) == (0, site.settings.lost_limit)
+    assert job["error"]["hint"]
+    again = site.ada.post(f"/jobs/{job_id}/retry").json
+    assert (again["state"], again["set_aside"], again["lost"]) == ("queued", False, 0)
+
+
+def test_owners_and_admins_let_a_projects_jobs_be_paused(site: Site) -> None:
+    found = site.ada.get("/projects").json["projects"]
+    assert [(p["name"], p["role"], p["preemptible"]) for p in found] == [("team", "member", False)]
+    change = {"preemptible": True}
+    assert site.ada.send("PATCH", "/projects/team", json=change).status_code == 403
+    assert site.eve.send("PATCH", "/projects/team", json=change).status_code == 404
+    assert site.admin.send("PATCH", "/projects/team", json={"weight": 9}).status_code == 422
+    for _ in range(2):
+        assert site.admin.send("PATCH", "/projects/team", json=change).json["preemptible"] is True
+    with site.database.transaction() as session:
+        ada = session.query(User).filter_by(name="ada").one()
+        access.add_member(
+            session, session.query(Project).filter_by(name="team").one(), ada.id, "owner"
+        )
+    change = {"preemptible": False}
+    mine = site.ada.send("PATCH", "/projects/team", json=change)
+    assert (mine.json["role"], mine.json["preemptible"]) == ("owner", False)
+    with site.database.reading() as session:
+        rows = session.query(Audit).filter_by(action="project.preemptible").order_by(Audit.id)
+        told = [(row.actor, row.data["preemptible"]) for row in rows]
+    assert told == [("user:admin", True), ("user:ada", False)]
+
+
 def test_a_foreign_project_reads_as_absent(site: Site) -> None:
     site.with_inputs()
     job_id = site.submit()
@@ -83,6 +196,8 @@ def test_a_foreign_project_reads_as_absent(site: Site) -> None:
         ("GET", "/events"),
         ("GET", "/logs"),
         ("POST", "/cancel"),
+        ("POST", "/pause"),
+        ("POST", "/resume"),
         ("POST", "/retry"),
     ):
         refused = site.eve.send(method, f"/jobs/{job_id}{path}")

@@ -77,6 +77,11 @@ def test_answers_are_what_the_document_says(site: Site, tmp_path: Path) -> None:
     error = {"code": "bad_input", "message": "No.", "hint": "Try."}
     finish = {"boot_id": boot, "state": "failed", "reason": "bad_input", "error": error}
     worker.post(f"/attempts/{ticket.attempt_id}/finish", finish)
+    laddered = site.submit(name="team/wide")
+    (ticket,) = site.tick()
+    worker.post(f"/attempts/{ticket.attempt_id}/claim", {"boot_id": boot})
+    finish = {"boot_id": boot, "state": "failed", "reason": "out_of_memory"}
+    worker.post(f"/attempts/{ticket.attempt_id}/finish", finish)
     steps = [{"step": "a", "spec": {"kind": "export", "model": "team/base"}}]
     pipeline = site.ada.post("/pipelines", {"steps": steps}).json["id"]
     found = document(site)
@@ -96,6 +101,8 @@ def test_answers_are_what_the_document_says(site: Site, tmp_path: Path) -> None:
             "/artifacts/team/tuned/versions/latest",
         ),
         ("/workers", ""),
+        ("/projects", ""),
+        ("/jobs/{job_id}", f"/jobs/{laddered}"),
     ):
         answer = site.ada.get(actual or path)
         assert answer.status_code == 200, actual

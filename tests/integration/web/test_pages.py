@@ -1,6 +1,7 @@
 """The pages' own rules, without a browser: who sees what, forms, CSRF, and what a stream says."""
 
 import io
+import re
 from collections.abc import Iterator
 from itertools import islice
 
@@ -80,6 +81,44 @@ def test_only_admins_invite_and_drain(site: Site) -> None:
     admin.post(f"/workers/{worker}/drain", {"draining": "yes"}, page="/settings")
     with site.database.reading() as session:
         assert session.get_one(Worker, worker).draining
+
+
+def test_pausing_is_a_form_that_needs_no_script(site: Site) -> None:
+    site.with_inputs()
+    job = site.submit()
+    ada = signed_in(site)
+    assert ada.http.post(f"/jobs/{job}/pause", data={"paused": "yes"}).status_code == 400
+    page = text(ada, f"/jobs/{job}")
+    assert f'action="/jobs/{job}/pause"' in page
+    assert 'name="paused" value="yes"' in page
+    ada.post(f"/jobs/{job}/pause", {"paused": "yes"}, page="/settings")
+    page = text(ada, f"/jobs/{job}")
+    assert "no worker gets it" in page
+    assert 'name="paused" value="no"' in page
+    assert f"job-{job}" in text(ada, "/jobs?paused=yes")
+    assert ada.post(f"/jobs/{job}/pause", {"paused": "no"}, page="/settings").status_code == 303
+    assert f"job-{job}" not in text(ada, "/jobs?paused=yes")
+
+
+def test_only_owners_and_admins_have_the_switch_of_a_project(site: Site) -> None:
+    ada, admin = signed_in(site), signed_in(site, "admin")
+    path, form = "/settings/projects/team/preemption", {"preemptible": "yes"}
+    assert path not in text(ada, "/settings")
+    assert path in text(admin, "/settings")
+    assert ada.post(path, form, page="/settings").status_code == 403
+    assert signed_in(site, "eve").post(path, form, page="/settings").status_code == 404
+    assert admin.post(path, form, page="/settings").status_code == 303
+    assert "its jobs may be paused" in text(ada, "/settings")
+
+
+def test_a_cloned_job_keeps_what_memory_may_change(site: Site) -> None:
+    site.with_inputs()
+    spec = {"kind": "train", "model": "team/base", "data": "team/sql", "iters": 10}
+    spec |= {"on_oom": "fail", "micro_batch_size": 2}
+    job = site.ada.post("/jobs", {"spec": spec}).json["id"]
+    page = text(signed_in(site), f"/submit?clone={job}")
+    assert re.search(r'name="train.micro_batch_size" value="2"', page)
+    assert re.search(r'name="train.on_oom".*?<option selected>fail</option>', page, re.DOTALL)
 
 
 def test_a_refused_form_comes_back_as_it_was_and_harmless(site: Site) -> None:
