@@ -1,26 +1,27 @@
 """One attempt on this machine: inputs, child, outputs, and how it ended."""
 
 import logging
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from espalier.errors import Conflict, EspalierError, InvalidInput
+from espalier.errors import EspalierError, Forbidden, InvalidInput, Unauthorized
 from espalier.messages import (
     Assignment,
     EngineTask,
     Failure,
     Finish,
     Orders,
-    OutputEvent,
     OutputManifest,
     PhaseEvent,
 )
 from espalier.states import Reason
-from worker.control import patiently
+from worker.cache import NoRoom
+from worker.disk import is_full
 from worker.inputs import Fetched
-from worker.outputs import counting, publish
+from worker.ledger import Ledger
+from worker.outputs import counting, failing, finish, publish
 from worker.publisher import CheckpointPublisher
 from worker.reporter import Handlers, Reporter
 from worker.spool import Spool
@@ -30,63 +31,81 @@ from worker.tools import Failed, Tools, failed
 
 log = logging.getLogger("worker")
 
+#: The worker ends, not the work: what is finished and unpublished waits for its next start.
+_WORKER_ENDS = frozenset({Why.WORKER_STOPPED, Why.KILLED})
+
 
 class Attempt:
-    """An assignment that was claimed. ``run`` returns when nothing of it is left but its name."""
+    """An assignment that was claimed. Whether its directory may go is in ``over``."""
 
     def __init__(
         self,
         assignment: Assignment,
         tools: Tools,
-        directory: Path,
+        ledger: Ledger,
         on_orders: Callable[[Orders], None],
     ) -> None:
         self.assignment = assignment
         self.stop = Stop()
+        self.over = False
         self._tools = tools
-        self._directory = directory
-        attempt_id = assignment.attempt_id
+        self._ledger = ledger
+        self._directory = ledger.directory
         self._reporter = Reporter(
             tools.control,
-            attempt_id,
-            Spool(directory / "spool.jsonl"),
+            assignment.attempt_id,
+            Spool(ledger.spool, tools.spool_bytes),
             Handlers(orders=on_orders, lost=self._lost),
             assignment.report_seconds,
         )
         self._checkpoints = CheckpointPublisher(
-            tools.control, tools.transfer, attempt_id, self.stop
+            tools.control, tools.transfer, ledger, self.stop, self._reporter.settle, self._lost
         )
 
     def run(self) -> None:
         """Do the work and finish. Raises Stopped when it may not or can not finish."""
+        wait = partial(self.stop.wait, tolerated=Why.CANCELLED)
         self._reporter.start()
         try:
-            finish = self._outcome()
+            try:
+                ending = self._outcome()
+            finally:
+                self._checkpoints.close()
+            if not (self._ledger.outputs and self.stop.why in _WORKER_ENDS):
+                self._ledger.ended(ending)
+            self._reporter.flush(wait)
+            self.stop.check(Why.CANCELLED)
+            # Reports go on meanwhile: they keep the lease while the store is away.
+            finish(self._tools.control, self.assignment.attempt_id, ending, wait)
+            self.over = True
         finally:
-            self._checkpoints.close()
-            self._reporter.close(partial(self.stop.wait, tolerated=Why.CANCELLED))
-        self.stop.check(Why.CANCELLED)
-        self._finish(finish)
+            self._reporter.close()
 
     def hear(self) -> None:
         """Report now, and so hear of orders."""
         self._reporter.hurry()
 
-    def _lost(self, why: str) -> None:
-        log.warning("attempt %s is lost: %s", self.assignment.attempt_id, why)
+    def _lost(self, error: EspalierError) -> None:
+        if not self.over:
+            log.warning("attempt %s is lost: %s", self.assignment.attempt_id, error.detail)
+        # A worker that is not welcome may be again, with another token.
+        self.over = self.over or not isinstance(error, Unauthorized | Forbidden)
         self.stop.request(Why.LEASE_LOST)
 
     def _outcome(self) -> Finish:
         """Return how it ended; the outputs of a success are uploaded."""
         boot_id = self._tools.control.boot_id
         try:
-            outputs = self._publish(self._supervise(self._fetch()).outputs)
+            self._supervise(self._fetch())
+            outputs = self._publish()
         except Stopped:
             return self._stopped()
         except Failed as fault:
             return self._failure(fault.failure)
         except Exception as error:
             log.exception("attempt %s: the worker failed", self.assignment.attempt_id)
+            if is_full(error):
+                return self._failure(self._disk_full(error))
             message = f"The worker failed: {type(error).__name__}: {error}"
             return self._failure(Failure(code=Reason.CODE_ERROR, message=message[:2000]))
         return Finish(
@@ -97,22 +116,19 @@ class Attempt:
         )
 
     def _failure(self, failure: Failure) -> Finish:
-        return Finish(
-            boot_id=self._tools.control.boot_id,
-            state="failed",
-            reason=failure.code,
-            error=failure,
-            peak_memory_bytes=self._reporter.peak_memory,
-        )
+        return failing(self._tools.control.boot_id, failure, self._reporter.peak_memory)
+
+    def _disk_full(self, error: Exception) -> Failure:
+        return disk_full(error, shutil.disk_usage(self._directory).free)
 
     def _stopped(self) -> Finish:
-        if self.stop.why is Why.WORKER_STOPPED:
+        if self.stop.why in _WORKER_ENDS:
             message = "The worker was stopped; the job goes on from its last checkpoint."
             return self._failure(Failure(code=Reason.WORKER_STOPPED, message=message))
         return Finish(
             boot_id=self._tools.control.boot_id,
             state="cancelled",
-            reason=Reason.CANCELLED,
+            reason=Reason.PAUSED if self.stop.why is Why.PAUSED else Reason.CANCELLED,
             peak_memory_bytes=self._reporter.peak_memory,
         )
 
@@ -132,7 +148,11 @@ class Attempt:
             return self._tools.inputs.fetch(assignment, self._directory, self.stop, progress)
         except InvalidInput as error:
             raise failed(Reason.BAD_INPUT, error) from error
+        except NoRoom as error:
+            raise failed(Reason.DISK_FULL, error) from error
         except (EspalierError, OSError) as error:
+            if is_full(error):
+                raise Failed(self._disk_full(error)) from error
             raise failed(Reason.INPUT_LOST, error) from error
 
     # --- Child ----------------------------------------------------------------------------
@@ -154,7 +174,7 @@ class Attempt:
             memory_limit=self._tools.memory_limit,
         )
 
-    def _supervise(self, fetched: Fetched) -> Supervision:
+    def _supervise(self, fetched: Fetched) -> None:
         """Run the child to its end. Raises Failed, or Stopped when it was asked to end."""
         self._phase("starting")  # importing MLX and mlx-lm takes seconds
         supervision = Supervision(
@@ -166,27 +186,22 @@ class Attempt:
             self._checkpoints.publish,
         )
         supervision.run()
-        return supervision
+        self._reporter.settle()
+        self._ledger.completed(supervision.outputs)
 
     # --- Outputs --------------------------------------------------------------------------
 
-    def _publish(self, outputs: Sequence[OutputEvent]) -> tuple[OutputManifest, ...]:
+    def _publish(self) -> tuple[OutputManifest, ...]:
         self._phase("publishing")
+        outputs = self._ledger.outputs or ()
         return publish(outputs, self._tools.transfer, self._reporter, self.stop)
 
-    def _finish(self, finish: Finish) -> None:
-        """Tell how it ended; a success that is refused ends as the failure that refused it."""
-        attempt_id = self.assignment.attempt_id
-        send = partial(self._tools.control.finish, attempt_id, finish)
-        wait = partial(self.stop.wait, tolerated=Why.CANCELLED)
-        try:
-            finished = patiently(send, f"Finishing {attempt_id}", wait)
-        except Conflict as error:
-            log.warning("attempt %s: finish refused: %s", attempt_id, error.detail)
-        except EspalierError as error:
-            log.error("attempt %s: finish refused: %s", attempt_id, error.detail)
-            if finish.state == "succeeded":
-                self._finish(self._failure(failed(Reason.CODE_ERROR, error).failure))
-        else:
-            outputs = ", ".join(finished.outputs.values()) or "no outputs"
-            log.info("attempt %s %s: %s", attempt_id, finish.state, outputs)
+
+def disk_full(error: Exception, free: int) -> Failure:
+    """Return the failure of an attempt whose worker's disk has ``free`` bytes left."""
+    return Failure(
+        code=Reason.DISK_FULL,
+        message=f"The worker's disk is full: {error}. It has {free:,} bytes left.",
+        hint="Free space on the worker's disk, or lower ESPALIER_CACHE_BYTES there. The job goes"
+        " on from its last checkpoint.",
+    )

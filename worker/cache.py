@@ -16,12 +16,13 @@ from pathlib import Path
 from espalier.errors import EspalierError
 from espalier.messages import FileEntry
 from espalier.refs import check_path
+from espalier.settings import Settings
 from espalier.transfer import Progress, Transfer, each
 
 log = logging.getLogger("worker")
 
-#: Bytes left free on the disk whatever the budget says: checkpoints have to fit too.
-DISK_RESERVE = 1 << 30
+#: Checkpoints have to fit on the disk too.
+DISK_RESERVE: int = Settings.model_fields["disk_reserve_bytes"].default
 #: Seconds after which an unfinished download counts as given up.
 _PART_AGE = 86_400
 
@@ -33,9 +34,13 @@ class NoRoom(EspalierError):
 class BlobCache:
     """A directory of blobs within a budget of bytes; the least recently used go first."""
 
-    def __init__(self, root: Path, budget: int, transfer: Transfer) -> None:
+    def __init__(
+        self, root: Path, budget: int, transfer: Transfer, reserve: int = DISK_RESERVE
+    ) -> None:
+        """``reserve``: bytes left free on the disk whatever the budget says."""
         self._root = root
         self._budget = budget
+        self._reserve = reserve
         self._transfer = transfer
         root.mkdir(parents=True, exist_ok=True)
 
@@ -97,7 +102,7 @@ class BlobCache:
             return
         kept = _by_age(self._root)
         used = sum(stat.st_size for _, stat in kept)
-        free = shutil.disk_usage(self._root).free - DISK_RESERVE
+        free = shutil.disk_usage(self._root).free - self._reserve
         for path, stat in kept:
             if used + missing <= self._budget and missing <= free:
                 break
@@ -108,8 +113,10 @@ class BlobCache:
                 log.info("cache: threw out %s (%d bytes)", path.name, stat.st_size)
         if missing > free:
             raise NoRoom(
-                f"The inputs need {missing:,} more bytes; the disk has {max(free, 0):,} to give.",
-                hint=f"Free space on the volume of {self._root}.",
+                f"The inputs need {missing:,} more bytes; the worker's disk has {max(free, 0):,} to"
+                f" give: {self._reserve:,} stay free for checkpoints and outputs.",
+                hint=f"Free space on the volume of {self._root}, or lower"
+                " ESPALIER_DISK_RESERVE_BYTES on this worker.",
             )
 
 

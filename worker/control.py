@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from espalier.client import Client
-from espalier.errors import EspalierError, Unavailable
+from espalier.errors import Conflict, EspalierError, LeaseLost, Unavailable
 from espalier.messages import (
     Assignment,
     CheckpointPublished,
@@ -27,6 +27,9 @@ BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
 
 #: Times an internal error of the control plane is answered with another try.
 FAULT_TRIES = 6
+#: The same for the outputs of a job: about ten minutes.
+WORK_TRIES = 40
+CONFLICT_TRIES = 3
 
 T = TypeVar("T")
 log = logging.getLogger("worker")
@@ -64,12 +67,34 @@ class Control:
         self._post(f"/attempts/{attempt_id}/checkpoints", published)
 
     def finish(self, attempt_id: str, finish: Finish) -> Finished:
-        """Raises LeaseLost, also when a repeat comes after one that arrived."""
+        """Raises LeaseLost. A repeat of one that arrived gets the same answer."""
         answer = self._post(f"/attempts/{attempt_id}/finish", finish)
         return Finished.model_validate(answer)
 
 
-def patiently(work: Callable[[], T], what: str, wait: Callable[[float], object]) -> T:
+def is_final(error: EspalierError, tries: int) -> bool:
+    """Say whether trying again after so many tries is pointless: an outage never is."""
+    if isinstance(error, Unavailable):
+        return False
+    return error.status < 500 or tries >= FAULT_TRIES
+
+
+def is_final_for_work(error: EspalierError, tries: int) -> bool:
+    """The same for what hours of work depend on: faults of the control plane are borne longer.
+
+    A Conflict that does not end the lease is somebody else's write at the same moment.
+    """
+    if isinstance(error, Conflict) and not isinstance(error, LeaseLost):
+        return tries >= CONFLICT_TRIES
+    return is_final(error, tries) and (error.status < 500 or tries >= WORK_TRIES)
+
+
+def patiently(
+    work: Callable[[], T],
+    what: str,
+    wait: Callable[[float], object],
+    final: Callable[[EspalierError, int], bool] = is_final,
+) -> T:
     """Call ``work`` until the control plane is there again; its inner errors are borne a while.
 
     ``wait`` sleeps the seconds it is given, or raises to give up. Raises what ``work`` is refused
@@ -80,16 +105,9 @@ def patiently(work: Callable[[], T], what: str, wait: Callable[[float], object])
         try:
             return work()
         except EspalierError as error:
-            if is_final(error, tries):
+            if final(error, tries):
                 raise
             seconds = BACKOFF[min(tries, len(BACKOFF) - 1)]
             log.warning("%s: %s Again in %.1f s.", what, error.detail, seconds)
         tries += 1
         wait(seconds)
-
-
-def is_final(error: EspalierError, tries: int) -> bool:
-    """Say whether trying again after so many tries is pointless: an outage never is."""
-    if isinstance(error, Unavailable):
-        return False
-    return error.status < 500 or tries >= FAULT_TRIES

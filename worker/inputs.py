@@ -15,6 +15,7 @@ from espalier.transfer import Progress
 from espalier.vetting import vet_folder
 from worker.cache import BlobCache
 from worker.control import patiently
+from worker.disk import is_full
 from worker.stop import Stop
 
 log = logging.getLogger("worker")
@@ -56,8 +57,10 @@ class Inputs:
 
         ``progress`` counts the bytes of files; a hub's are not known before they are there.
         Raises InvalidInput for what is refused, NotFound for what is gone, NoRoom, OSError for
-        this machine's disk, and Stopped.
+        this machine's disk, and Stopped. Nothing is fetched when all of it does not fit.
         """
+        files = [entry for item in assignment.inputs for entry in item.files]
+        self._cache.make_room(files + list(assignment.resume.files if assignment.resume else ()))
         found: dict[str, Path] = {}
         for item in assignment.inputs:
             if item.hub_repo:
@@ -122,6 +125,8 @@ def _abandonable(work: Callable[[], str], what: str, stop: Stop) -> str:
     while thread.is_alive():
         thread.join(0.1)
         stop.check()
+    if failed and is_full(failed[0]):
+        raise failed[0]
     if failed:
         raise NotFound(
             f"{what} cannot be fetched: {type(failed[0]).__name__}: {failed[0]!s:.500}",

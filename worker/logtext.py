@@ -28,10 +28,19 @@ class LogText:
             if len(self._pending) + len(data) > PENDING_BYTES:
                 self._dropped += len(data)
                 return
-            if self._dropped:
-                self._pending += b"\n[%d bytes of output were dropped here]\n" % self._dropped
-                self._dropped = 0
+            self._own_up()
             self._pending += data
+
+    def drop(self) -> None:
+        """Throw out what waits: there is no room for it. What comes after it will say so."""
+        with self._lock:
+            self._dropped += len(self._pending)
+            self._pending.clear()
+
+    def _own_up(self) -> None:
+        if self._dropped:
+            self._pending += b"\n[%d bytes of output were dropped here]\n" % self._dropped
+            self._dropped = 0
 
     @property
     def tail(self) -> str:
@@ -40,6 +49,8 @@ class LogText:
     def take(self, *, final: bool = False) -> LogChunk | None:
         """Return the next chunk; an unfinished last line waits unless ``final``."""
         with self._lock:
+            if final and not self._pending:
+                self._own_up()
             piece = bytes(self._pending[:CHUNK_BYTES])
             full = len(piece) == CHUNK_BYTES
             if final and not full:

@@ -1,17 +1,21 @@
 """Publishes checkpoints while the child goes on: training never waits for an upload.
 
-Where uploads are slower than checkpoints, the latest wins; the last one is never dropped.
+Where uploads are slower than checkpoints, the latest wins; the last one is never dropped. What is
+announced is written down first, after all that led to it: the curve up to a published checkpoint
+has no holes, whenever this process ends.
 """
 
 import logging
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
-from espalier.errors import Conflict, EspalierError
+from espalier.errors import EspalierError, LeaseLost
 from espalier.messages import CheckpointEvent, CheckpointPublished
 from espalier.transfer import Transfer, scan
 from worker.control import Control, patiently
+from worker.ledger import Ledger
 from worker.stop import Stop, Stopped, Why
 
 log = logging.getLogger("worker")
@@ -20,19 +24,34 @@ log = logging.getLogger("worker")
 class CheckpointPublisher:
     """One attempt's checkpoints, hashed, uploaded, announced and removed, one at a time."""
 
-    def __init__(self, control: Control, transfer: Transfer, attempt_id: str, stop: Stop) -> None:
+    def __init__(
+        self,
+        control: Control,
+        transfer: Transfer,
+        ledger: Ledger,
+        stop: Stop,
+        settle: Callable[[], None],
+        lost: Callable[[EspalierError], None],
+    ) -> None:
+        """``settle`` writes down what the child has said until now; ``lost`` ends the attempt."""
         self._control = control
         self._transfer = transfer
-        self._attempt_id = attempt_id
+        self._ledger = ledger
         self._stop = stop
+        self._settle = settle
+        self._lost = lost
         self._changed = threading.Condition()
         self._next: CheckpointEvent | None = None
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name=f"publish-{attempt_id}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"publish-{ledger.attempt_id}", daemon=True
+        )
         self._thread.start()
 
     def publish(self, event: CheckpointEvent) -> None:
         """Take a checkpoint; it replaces one that still waits."""
+        self._settle()
+        self._ledger.announced(event)
         with self._changed:
             passed, self._next = self._next, event
             self._changed.notify_all()
@@ -57,33 +76,33 @@ class CheckpointPublisher:
     def _run(self) -> None:
         while event := self._take():
             try:
-                self._publish(event)
+                publish(self._control, self._transfer, self._ledger, event, self._stop)
             except Stopped:
                 log.info("checkpoint %d is not published: the attempt ends", event.step)
-            except Conflict:
-                self._stop.request(Why.LEASE_LOST)
+                continue  # it stays on the disk, for the worker's next start
+            except LeaseLost as error:
+                self._lost(error)
+                continue
             except (EspalierError, OSError) as error:
                 # The next checkpoint may fare better, and the attempt goes on without this one.
                 log.warning("checkpoint %d is not published: %s", event.step, error)
-            finally:
-                shutil.rmtree(event.directory, ignore_errors=True)
+            self._ledger.published(event)
+            shutil.rmtree(event.directory, ignore_errors=True)
 
-    def _publish(self, event: CheckpointEvent) -> None:
-        directory = Path(event.directory)
-        published = CheckpointPublished(
-            boot_id=self._control.boot_id, step=event.step, files=scan(directory)
-        )
 
-        def send() -> None:
-            self._transfer.push(directory, published.files, self._check)
-            self._control.checkpoint(self._attempt_id, published)
+def publish(
+    control: Control, transfer: Transfer, ledger: Ledger, event: CheckpointEvent, stop: Stop
+) -> None:
+    """Hash, upload and announce a checkpoint; a cancelled attempt does so still.
 
-        patiently(send, f"Checkpoint {event.step}", self._wait)
-        log.info("checkpoint %d is published", event.step)
+    Raises LeaseLost, what it is refused with, OSError, and Stopped.
+    """
+    directory = Path(event.directory)
+    published = CheckpointPublished(boot_id=control.boot_id, step=event.step, files=scan(directory))
 
-    def _check(self, moved: int) -> None:
-        del moved
-        self._stop.check(Why.CANCELLED)
+    def send() -> None:
+        transfer.push(directory, published.files, lambda _: stop.check(Why.CANCELLED))
+        control.checkpoint(ledger.attempt_id, published)
 
-    def _wait(self, seconds: float) -> None:
-        self._stop.wait(seconds, Why.CANCELLED)
+    patiently(send, f"Checkpoint {event.step}", lambda s: stop.wait(s, Why.CANCELLED))
+    log.info("checkpoint %d is published", event.step)

@@ -2,7 +2,8 @@
 
 One call is report, heartbeat and control: it renews the lease and brings orders. Batches are
 written to the spool before they are sent and go out in order, however long the control plane is
-away; nothing waits for them.
+away; nothing waits for them. They are written as often while it is away, so that little is lost
+with this process.
 """
 
 import logging
@@ -40,7 +41,7 @@ class Handlers:
     """Called from the reporter's thread."""
 
     orders: Callable[[Orders], None]
-    lost: Callable[[str], None]
+    lost: Callable[[EspalierError], None]
 
 
 class Reporter:
@@ -66,11 +67,12 @@ class Reporter:
         self._memory: int | None = None
         self._peak: int | None = None
         self._log = LogText()
-        self._seq = 0
+        self._gathering = threading.Lock()
         self._due = time.monotonic() + report_seconds
         self._last = 0.0
+        self._retry_at = 0.0
         self._failures = 0
-        self._closing = False
+        self._ending = False
         self._gone = False
         self._flushed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"report-{attempt_id}", daemon=True)
@@ -107,49 +109,64 @@ class Reporter:
     def memory(self, now: int, peak: int) -> None:
         self._memory, self._peak = now, peak
 
-    def close(self, wait: Callable[[float], None]) -> None:
-        """Send everything that is left, and stop.
+    def settle(self) -> None:
+        """Write down what was heard until now: it is on the disk when this returns.
+
+        Unless the disk is full; see worker.spool.
+        """
+        with self._gathering:
+            while not self._gather(idle=False):
+                pass
+
+    def flush(self, wait: Callable[[float], None]) -> None:
+        """Send everything that was heard, the log to its end; heartbeats go on.
 
         ``wait`` sleeps a moment or raises to give up; what is unsent then stays in the spool.
         """
         with self._changed:
-            self._closing = True
+            self._ending = True
             self._soon()
-        try:
-            while not self._flushed.is_set() and not self._gone:
-                wait(0.01)
-        finally:
-            with self._changed:
-                self._gone = True
-                self._changed.notify_all()
+        while not self._flushed.is_set() and not self._gone:
+            wait(0.01)
+
+    def close(self) -> None:
+        """Stop; what is unsent stays in the spool."""
+        with self._changed:
+            self._gone = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
             self._thread.join()
-            self._spool.close()
+        self._spool.close()
 
     def _soon(self) -> None:
         """Make the next report due soon, unless the control plane is away."""
         self._news = True
         if not self._failures:
             soon = max(time.monotonic() + COALESCE_SECONDS, self._last + NEWS_SECONDS)
-            self._due = time.monotonic() if self._closing else min(self._due, soon)
+            self._due = time.monotonic() if self._ending else min(self._due, soon)
             self._changed.notify_all()
 
     def _run(self) -> None:
         while self._wait_until_due():
-            closing = self._closing  # before gathering: what came until then is in the batch
+            ending = self._ending  # before gathering: what came until then is in the batch
+            room = self._spool.takes_log  # else the log has still to say what is missing
             try:
-                whole = self._gather()
-                self._send()
-            except Exception:  # a full disk, an answer that is none: the child goes on meanwhile
+                with self._gathering:
+                    whole = self._gather()
+                if time.monotonic() >= self._retry_at:
+                    self._send()
+                else:
+                    self._wake_again()
+            except Exception:  # an answer that is none: the child goes on meanwhile
                 log.exception("attempt %s: reporting failed", self._attempt_id)
                 self._retry_later()
                 continue
             if self._spool or self._failures:
                 continue
-            if not whole:
+            if not whole or not room:
                 self._due = 0.0
-            elif closing:
+            elif ending:
                 self._flushed.set()
-                return
 
     def _wait_until_due(self) -> bool:
         with self._changed:
@@ -157,43 +174,56 @@ class Reporter:
                 self._changed.wait(left)
             return not self._gone
 
-    def _gather(self) -> bool:
-        """Move what has happened into the spool; say whether that was all."""
+    def _gather(self, *, idle: bool = True) -> bool:
+        """Move what has happened into the spool; say whether that was all.
+
+        ``idle``: when nothing has, and nothing waits, a batch without news renews the lease.
+        """
+        try:
+            return self._gather_some(idle)
+        finally:
+            self._spool.sync()
+
+    def _gather_some(self, idle: bool) -> bool:
         for _ in range(MAX_REPORTS):
             with self._changed:
                 self._news = False
                 events = tuple(islice(self._events, MAX_EVENTS))
             chunks = self._take_log()
-            if not events and not chunks and self._spool:
+            if not events and not chunks and (self._spool or not idle):
                 return True
             report = Report(
                 boot_id=self._control.boot_id,
-                seq=self._seq + 1,
+                seq=self._spool.last_seq + 1,
                 events=events,
                 log=tuple(chunks),
                 memory_bytes=self._memory,
                 peak_memory_bytes=self._peak,
             )
             self._spool.append(report)
-            self._seq = report.seq
             with self._changed:
                 for _ in events:
                     self._events.popleft()
         return False
 
     def _take_log(self) -> list[LogChunk]:
+        if not self._spool.takes_log:
+            self._log.drop()
+            return []
         chunks: list[LogChunk] = []
-        while len(chunks) < MAX_CHUNKS and (chunk := self._log.take(final=self._closing)):
+        while len(chunks) < MAX_CHUNKS and (chunk := self._log.take(final=self._ending)):
             chunks.append(chunk)
         return chunks
 
     def _send(self) -> None:
         while not self._gone and (report := self._spool.head()):
+            # One that an earlier process left is this one's to send.
+            ours = report.model_copy(update={"boot_id": self._control.boot_id})
             try:
-                orders = self._control.report(self._attempt_id, report)
+                orders = self._control.report(self._attempt_id, ours)
             except _LOST as error:
                 self._gone = True
-                self._handlers.lost(error.detail)
+                self._handlers.lost(error)
                 return
             except EspalierError as error:
                 log.warning("attempt %s: report %d: %s", self._attempt_id, report.seq, error)
@@ -216,4 +246,9 @@ class Reporter:
     def _retry_later(self) -> None:
         seconds = BACKOFF[min(self._failures, len(BACKOFF) - 1)]
         self._failures += 1
-        self._due = time.monotonic() + seconds * random.uniform(0.8, 1.2)  # noqa: S311
+        self._retry_at = time.monotonic() + seconds * random.uniform(0.8, 1.2)  # noqa: S311
+        self._wake_again()
+
+    def _wake_again(self) -> None:
+        """While the control plane is away: write down what comes, send when it is time to."""
+        self._due = min(self._retry_at, time.monotonic() + self._interval)

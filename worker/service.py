@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -20,16 +20,19 @@ from celery.worker import state as celery_state
 from espalier.client import Client
 from espalier.errors import Conflict, EspalierError, Forbidden, Unauthorized
 from espalier.ids import new_id
-from espalier.messages import Heartbeat, Hello, Machine, Welcome
+from espalier.messages import Heartbeat, Held, Hello, Machine, Welcome
 from espalier.queue import make_app
 from espalier.refs import check_name
 from espalier.settings import Settings
 from espalier.transfer import Transfer
 from worker.cache import BlobCache
 from worker.control import PREFIX, Control, patiently
+from worker.disk import sync_path, write_whole
 from worker.inputs import Inputs
+from worker.ledger import Ledger
 from worker.machine import describe
-from worker.runner import Runner, clear
+from worker.runner import Runner
+from worker.salvage import leftovers
 from worker.stop import Why
 from worker.tasks import register
 from worker.tools import Tools
@@ -45,6 +48,8 @@ BACKOFF = (0.2, 0.5)
 STOP_SECONDS = 5.0
 #: Seconds from the end of all grace to the end of this process.
 KILL_SECONDS = 3.0
+#: Names this token's state directory, beside its lock.
+_DIRECTORY = "directory"
 #: Heartbeats between two looks at disk and battery.
 _MACHINE_EVERY = 12
 
@@ -76,22 +81,37 @@ class Service:
     def run(self) -> int:
         """Serve until told to end; return the process's exit status."""
         home = self._settings.home
-        home.mkdir(parents=True, exist_ok=True)
+        here = home / "workers-here" / self._identity
         # Before hello: a second process of one worker would have the first one's jobs taken away.
-        with _alone(home / "workers-here" / self._identity):
+        with ExitStack() as locks:
+            locks.enter_context(_alone(here))
+            known = self._state_dir or _remembered(here)
+            if known:
+                locks.enter_context(_alone(known))
+            left = leftovers(known / "attempts") if known else []
             machine = self._describe()
-            welcome = self._hello(machine)
+            welcome = self._hello(machine, left)
             log.info("this is worker %s (%s)", welcome.name, welcome.worker_id)
-            directory = self._state_dir or home / f"worker-{check_name(welcome.name)}"
-            return self._serve(welcome, machine, directory)
+            directory = known or home / f"worker-{check_name(welcome.name)}"
+            if not known:
+                locks.enter_context(_alone(directory))
+                write_whole(here / _DIRECTORY, str(directory).encode())
+            return self._serve(welcome, machine, directory, left)
 
-    def _serve(self, welcome: Welcome, machine: Machine, directory: Path) -> int:
-        with _alone(directory):
-            attempts = directory / "attempts"
-            attempts.mkdir(exist_ok=True)
-            clear(attempts)
-            self._runner = Runner(self._tools(welcome, machine), attempts, self.drain)
-            return self._consume(welcome, self._runner)
+    def _serve(
+        self, welcome: Welcome, machine: Machine, directory: Path, left: list[Ledger]
+    ) -> int:
+        attempts = directory / "attempts"
+        attempts.mkdir(exist_ok=True)
+        self._runner = Runner(self._tools(welcome, machine), attempts, self.drain)
+        for ledger in left:
+            if ledger.attempt_id in welcome.inherited:
+                ledger.inherit(self._control.boot_id)
+                self._runner.salvage(ledger)
+            else:
+                log.info("attempt %s is not this worker's any more", ledger.attempt_id)
+                ledger.remove()
+        return self._consume(welcome, self._runner)
 
     def drain(self) -> None:
         """Take no more tickets; end when the running attempts have."""
@@ -123,14 +143,26 @@ class Service:
     def _describe(self) -> Machine:
         return describe(self._settings.home, self._settings.memory_limit_bytes)
 
-    def _hello(self, machine: Machine) -> Welcome:
-        hello = Hello(boot_id=self._control.boot_id, machine=machine, slots=self._slots)
+    def _hello(self, machine: Machine, left: list[Ledger]) -> Welcome:
+        boot_id = self._control.boot_id
+        hello = Hello(
+            boot_id=boot_id,
+            machine=machine,
+            slots=self._slots,
+            installation=installation(self._settings.home),
+            held=tuple(
+                Held(attempt_id=ledger.attempt_id, boot_id=boot)
+                for ledger in left
+                for boot in ledger.ask(boot_id)
+            ),
+        )
         return patiently(lambda: self._control.hello(hello), "Hello", time.sleep)
 
     def _tools(self, welcome: Welcome, machine: Machine) -> Tools:
         home = self._settings.home / "cache"
         transfer = Transfer(self._client, PREFIX)
-        cache = BlobCache(home / "blobs", self._settings.cache_bytes, transfer)
+        reserve = self._settings.disk_reserve_bytes
+        cache = BlobCache(home / "blobs", self._settings.cache_bytes, transfer, reserve)
         hub = self._settings.upstream_hub or welcome.upstream_hub
         return Tools(
             control=self._control,
@@ -168,6 +200,7 @@ class Service:
         )
         try:
             worker.start()
+            runner.join()
         finally:
             self._ended.set()
             self._client.close()
@@ -210,6 +243,36 @@ class Service:
 
 def _leave_logging(**_: object) -> None:
     """Connected to setup_logging: its presence keeps Celery from configuring any."""
+
+
+def installation(home: Path) -> str:
+    """Return what tells this data directory from another machine's: made once, kept in it.
+
+    A copy of the directory has the same; the control plane tells the two by their hosts' names.
+    """
+    path = home / "installation"
+    home.mkdir(parents=True, exist_ok=True)
+    fresh = home / f".installation-{new_id()}"
+    if not path.exists():
+        fresh.write_text(f"{new_id()}{new_id()}", encoding="ascii")
+        sync_path(fresh)
+        # Several workers may start at once: one makes it, and whole.
+        try:
+            path.hardlink_to(fresh)
+        except FileExistsError:
+            pass
+        except OSError:  # a volume without links
+            fresh.replace(path)
+        fresh.unlink(missing_ok=True)
+    return path.read_text(encoding="ascii")
+
+
+def _remembered(here: Path) -> Path | None:
+    """Return the directory that this token's worker had, which has to be known before hello."""
+    try:
+        return Path((here / _DIRECTORY).read_text(encoding="utf-8"))
+    except OSError:
+        return None
 
 
 @contextmanager

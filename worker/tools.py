@@ -23,6 +23,7 @@ class Tools:
     engine: str = "worker.engine"  # the module that the child runs
     hang_first_seconds: float = Settings.model_fields["hang_first_seconds"].default
     hang_floor_seconds: float = Settings.model_fields["hang_floor_seconds"].default
+    spool_bytes: int = Settings.model_fields["spool_bytes"].default
 
 
 class Failed(Exception):

@@ -352,8 +352,8 @@ def test_a_claim_hands_out_what_the_ladder_has_changed(stack: Stack) -> None:
     with stack.database.transaction() as session:
         session.get_one(Job, job_id).overrides = {"micro_batch_size": 2}
     (ticket,) = stack.tick()
-    spec = stack.claim(ticket).spec
-    assert (spec.batch_size, spec.micro_batch_size) == (4, 2)
+    spec = stack.claim(ticket).spec.model_dump()
+    assert (spec["batch_size"], spec["micro_batch_size"]) == (4, 2)
 
 
 def test_a_process_that_was_replaced_claims_nothing(stack: Stack) -> None:

@@ -76,6 +76,8 @@ class Attempt:
     state: str = "placed"
     boot_id: str | None = None
     cancel: bool = False
+    pause: bool = False
+    finishes: int = 0  # also repeats
     claims: int = 0
     reports: dict[int, Report] = field(default_factory=dict)
     arrivals: list[int] = field(default_factory=list)
@@ -96,7 +98,11 @@ class Attempt:
 
 
 class FakeControl:
-    """Serves until closed. ``away`` refuses everything; ``stop`` and ``start`` cut the port."""
+    """Serves until closed. ``away`` refuses everything; ``stop`` and ``start`` cut the port.
+
+    ``store_away`` refuses what needs the store. What is in ``unanswered`` is done, and its answer
+    is lost on the way.
+    """
 
     def __init__(self, store: Path, broker_url: str = "redis://127.0.0.1:1/0") -> None:
         self.store = store
@@ -107,6 +113,9 @@ class FakeControl:
         self.heartbeats: list[Heartbeat] = []
         self.drain = False
         self.away = False
+        self.store_away = False
+        self.unanswered: set[str] = set()
+        self.inherits = True
         self.part_delay = threading.Event()
         self.part_delay.set()
         self.uploads: dict[str, dict[str, Any]] = {}
@@ -171,11 +180,16 @@ class FakeControl:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise Unauthorized("unknown token")
         endpoint, arguments = ROUTES.bind_to_environ(request.environ).match()
+        if self.store_away and endpoint in ("missing", "begin", "part", "complete"):
+            raise Unavailable("the store is away")
         answer: Response = getattr(self, f"on_{endpoint}")(request, **arguments)
+        if endpoint in self.unanswered:
+            raise Unavailable("the answer is lost")
         return answer
 
     def on_hello(self, request: Request) -> Response:
-        self.hellos.append(Hello.model_validate_json(request.get_data()))
+        hello = Hello.model_validate_json(request.get_data())
+        self.hellos.append(hello)
         return _json(
             {
                 "worker_id": WORKER,
@@ -184,8 +198,23 @@ class FakeControl:
                 "broker_url": self.broker_url,
                 "lease_seconds": 60,
                 "report_seconds": self.report_seconds,
+                "inherited": self._pass_on(hello),
             }
         )
+
+    def _pass_on(self, hello: Hello) -> list[str]:
+        """Move what the worker holds to its new process; what it does not hold is lost."""
+        held = {(item.attempt_id, item.boot_id) for item in hello.held}
+        inherited = []
+        for attempt_id, known in self.attempts.items():
+            if known.state == "running" and known.boot_id != hello.boot_id:
+                if self.inherits and (attempt_id, known.boot_id) in held:
+                    known.boot_id = hello.boot_id
+                else:
+                    known.state = "lost"
+            if (known.state, known.boot_id) == ("running", hello.boot_id):
+                inherited.append(attempt_id)
+        return inherited
 
     def on_heartbeat(self, request: Request) -> Response:
         self.heartbeats.append(Heartbeat.model_validate_json(request.get_data()))
@@ -218,21 +247,29 @@ class FakeControl:
         known = self._held(attempt, report.boot_id)
         known.arrivals.append(report.seq)
         known.reports.setdefault(report.seq, report)
-        return self._orders([Order(order="cancel", attempt_id=attempt)] if known.cancel else [])
+        asked = {"cancel": known.cancel, "pause": known.pause and not known.cancel}
+        return self._orders([Order(order=o, attempt_id=attempt) for o in asked if asked[o]])
 
     def on_checkpoint(self, request: Request, attempt: str) -> Response:
         published = CheckpointPublished.model_validate_json(request.get_data())
         known = self._held(attempt, published.boot_id)
         self._verify(published.files)
-        known.checkpoints.append(published)
+        if published not in known.checkpoints:
+            known.checkpoints.append(published)
         return Response(status=204)
 
     def on_finish(self, request: Request, attempt: str) -> Response:
         finish = Finish.model_validate_json(request.get_data())
+        self.attempts[attempt].finishes += 1
+        if self.attempts[attempt].finish == finish:
+            return self._finished(finish)
         known = self._held(attempt, finish.boot_id)
         for output in finish.outputs:
             self._verify(output.files)
         known.finish, known.state = finish, finish.state
+        return self._finished(finish)
+
+    def _finished(self, finish: Finish) -> Response:
         outputs = {o.role: f"team/{o.role}@v1" for o in finish.outputs}
         return _json({"job_state": finish.state, "outputs": outputs})
 

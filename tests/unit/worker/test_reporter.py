@@ -41,9 +41,9 @@ class Plane:
             self.arrived.notify_all()
         return httpx.Response(error.status, json=error.problem()) if error else ORDERS
 
-    def on_lost(self, why: str) -> None:
+    def on_lost(self, error: EspalierError) -> None:
         with self.arrived:
-            self.lost.append(why)
+            self.lost.append(error.detail)
             self.arrived.notify_all()
 
     def on_orders(self, orders: Orders) -> None:
@@ -96,13 +96,15 @@ def test_news_and_the_first_metrics_go_out_at_once_the_rest_with_the_next(
     plane.until(lambda: len(plane.reports) == 3)
     assert [len(report.events) for report in plane.reports] == [1, 1, 2]
     assert plane.reports[2].log[0].text == "step 2\n"
-    reports.close(pause)
+    reports.flush(pause)
+    reports.close()
 
 
 def test_closing_sends_what_is_left(plane: Plane, reports: Reporter) -> None:
     reports.event(metrics(1))
     reports.log(b"no line end")
-    reports.close(pause)
+    reports.flush(pause)
+    reports.close()
     assert [e for r in plane.reports for e in r.events] == [metrics(1)]
     assert "".join(c.text for r in plane.reports for c in r.log) == "no line end"
     assert [report.seq for report in plane.reports] == list(range(1, len(plane.reports) + 1))
@@ -117,7 +119,8 @@ def test_after_an_outage_everything_comes_in_order(plane: Plane, reports: Report
         if step % 500 == 0:
             time.sleep(0.03)
     away.clear()
-    reports.close(pause)
+    reports.flush(pause)
+    reports.close()
     assert [e.step for r in plane.reports for e in r.events if e.type == "metrics"] == list(
         range(1, 2001)
     )
@@ -132,7 +135,8 @@ def test_a_report_that_will_never_be_taken_holds_up_no_other(
     reports.event(phase("poison"))
     plane.until(lambda: plane.asked)
     reports.event(phase("training"))
-    reports.close(pause)
+    reports.flush(pause)
+    reports.close()
     assert [e.name for r in plane.reports for e in r.events if e.type == "phase"] == ["training"]
     assert plane.lost == []
 
@@ -145,7 +149,8 @@ def test_a_lost_lease_is_told_once_and_ends_it(
     reports.event(phase("training"))
     plane.until(lambda: plane.lost)
     reports.event(phase("saving"))
-    reports.close(pause)
+    reports.flush(pause)
+    reports.close()
     assert plane.lost == [error.detail]
     assert plane.reports == []
 
@@ -155,7 +160,8 @@ def test_an_idle_attempt_renews_its_lease(plane: Plane, reports: Reporter) -> No
     plane.until(lambda: plane.orders)
     assert plane.reports[0].events == ()
     assert plane.orders[0].report_seconds == 30.0
-    reports.close(pause)
+    reports.flush(pause)
+    reports.close()
 
 
 def test_giving_up_leaves_the_rest_unsent(plane: Plane, reports: Reporter) -> None:
@@ -166,5 +172,6 @@ def test_giving_up_leaves_the_rest_unsent(plane: Plane, reports: Reporter) -> No
         raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        reports.close(give_up)
+        reports.flush(give_up)
+    reports.close()
     assert plane.reports == []
