@@ -22,6 +22,9 @@ from scheduler.models import Attempt, Job, Worker
 #: Names of the rungs: the setting of the spec, or the job's column, that each changes.
 MICRO_BATCH, GRAD_CHECKPOINT, MEMORY = "micro_batch_size", "grad_checkpoint", "min_memory_bytes"
 
+#: The first phase of every engine: weights are read, nothing is computed yet.
+LOADING = "loading"
+
 
 @dataclass(frozen=True, slots=True)
 class Rung:
@@ -45,13 +48,21 @@ def next_rung(
     overrides: Mapping[str, Any],
     worker_memory: int,
     others: Mapping[str, int],
+    loading: bool = False,
 ) -> Rung | None:
     """Return what to change for the next attempt; None at the foot of the ladder.
 
     ``overrides`` is what earlier rungs changed in ``spec``, ``worker_memory`` the bytes that the
     failed attempt's worker has to give, ``others`` those of every worker there is, by name.
-    ``on_oom`` is the caller's to judge.
+    ``loading``: memory ended before anything was computed, so that computing less at once saves
+    nothing. ``on_oom`` is the caller's to judge.
     """
+    return (None if loading else _smaller(kind, spec, overrides)) or _elsewhere(
+        worker_memory, others
+    )
+
+
+def _smaller(kind: Kind, spec: Mapping[str, Any], overrides: Mapping[str, Any]) -> Rung | None:
     asked = parse(SPECS[kind], {**spec, **overrides})
     batch: int | None = getattr(asked, "batch_size", None)
     if batch is not None:
@@ -64,6 +75,10 @@ def next_rung(
             " (grad_checkpoint); the result is the same, a step takes longer"
         )
         return Rung(GRAD_CHECKPOINT, False, True, message)
+    return None
+
+
+def _elsewhere(worker_memory: int, others: Mapping[str, int]) -> Rung | None:
     bigger = {name: memory for name, memory in others.items() if memory > worker_memory}
     if not bigger:
         return None
@@ -104,7 +119,8 @@ def climb(session: Session, attempt: Attempt, moment: datetime) -> Rung | None:
         return None
     memory = _memory(worker)
     others = {w.name: _memory(w) for w in _workers(session)}
-    rung = next_rung(Kind(job.kind), job.spec, job.overrides, memory, others)
+    loading = job.phase == LOADING
+    rung = next_rung(Kind(job.kind), job.spec, job.overrides, memory, others, loading)
     if rung is None:
         _advise(attempt, _foot(attempt, memory, others))
         return None
@@ -150,7 +166,7 @@ def _foot(attempt: Attempt, memory: int, others: Mapping[str, int]) -> str:
     needed = f"It held {size(held)} when memory ended" if held else "Memory ended"
     most = max(others, key=lambda name: (others[name], name), default=attempt.worker.name)
     return (
-        f"{needed}, with nothing left to save, and no worker has more to give: {most} has"
+        f"{needed}, with nothing left to save here, and no worker has more to give: {most} has"
         f" {size(others.get(most, memory))}. Lower max_seq_length, take a smaller or quantized"
         " model, or add a worker with more memory."
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from espalier.messages import CheckpointPublished, Failure
+from espalier.messages import CheckpointPublished, Failure, PhaseEvent
 from espalier.specs import JobRequest, parse
 from espalier.states import Reason
 from scheduler import ingest, submit
@@ -113,6 +113,19 @@ def test_with_nothing_left_to_save_it_waits_for_a_worker_with_more(stack: Stack)
     assert ticket.worker_id == pro
 
 
+def test_a_model_that_does_not_even_load_is_moved(stack: Stack) -> None:
+    mini = stack.worker("mini-1")
+    give(stack, mini, 16 * GIB)
+    job_id = stack.submit({"batch_size": 8})
+    ticket = stack.claimed()
+    give(stack, stack.worker("pro-1"), 32 * GIB)
+    stack.report(ticket, events=[PhaseEvent(name="loading", time=0.0)])
+    run_out(stack, ticket)
+    job = stack.job(job_id)
+    assert [rung["rung"] for rung in job.rungs] == ["min_memory_bytes"]
+    assert job.overrides == {}
+
+
 def test_a_revoked_worker_has_nothing_to_give(stack: Stack) -> None:
     give(stack, stack.worker("mini-1"), 16 * GIB)
     gone = stack.worker("pro-1", slots=0)
@@ -126,8 +139,8 @@ def test_a_revoked_worker_has_nothing_to_give(stack: Stack) -> None:
     assert job.error
     assert job.error["message"] == "It held 25 GiB."
     assert job.error["hint"] == (
-        "It held 17.0 GiB when memory ended, with nothing left to save, and no worker has more to"
-        " give: mini-1 has 16.0 GiB. Lower max_seq_length, take a smaller or quantized model, or"
+        "It held 17.0 GiB when memory ended, with nothing left to save here, and no worker has more"
+        " to give: mini-1 has 16.0 GiB. Lower max_seq_length, take a smaller or quantized model, or"
         " add a worker with more memory."
     )
 

@@ -84,6 +84,14 @@ def test_an_export_has_no_batch_and_moves() -> None:
     assert climbed(Kind.EXPORT, {}, mini=16 * GIB, old=8 * GIB) == []
 
 
+def test_a_model_that_does_not_even_load_moves_at_once() -> None:
+    spec = SPECS[Kind.TRAIN] | {"batch_size": 8}
+    rung = next_rung(Kind.TRAIN, spec, {}, 16 * GIB, {"pro": 32 * GIB}, loading=True)
+    assert rung
+    assert rung.name == MEMORY
+    assert next_rung(Kind.TRAIN, spec, {}, 32 * GIB, {"pro": 32 * GIB}, loading=True) is None
+
+
 def test_what_a_rung_says() -> None:
     spec = SPECS[Kind.TRAIN] | {"batch_size": 5}
     first = next_rung(Kind.TRAIN, spec, {}, 16 * GIB, {})
