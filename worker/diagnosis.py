@@ -175,17 +175,6 @@ def too_much(memory: int, limit: int) -> Failure:
     )
 
 
-def panicked(panic: str) -> Failure:
-    """Return the failure of an attempt during which the machine fell over (machine.panic_since)."""
-    return Failure(
-        code=Reason.KERNEL_PANIC,
-        message=f"The machine fell over while the job ran: {panic}",
-        hint=f"{_AGAIN} A kernel panic is a fault of macOS or of the Mac, which heavy use of the"
-        " GPU's memory brings out: give jobs there less (ESPALIER_MEMORY_LIMIT_BYTES), and update"
-        " its macOS.",
-    )
-
-
 def _how(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"

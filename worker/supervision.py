@@ -88,7 +88,9 @@ class Supervision:
                 child.kill()
             record.unlink(missing_ok=True)
         self._stop.check()
-        if self._done == "succeeded" and child.exit_status == 0:
+        if self._done == "succeeded":  # its last word: every output stands
+            if child.exit_status != 0:
+                log.warning("the child ended with %s after its work was done", child.exit_status)
             return
         raise Failed(self._sentence or self._why(child, began, oom_kills() - kills))
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -50,8 +51,8 @@ class _Engine(Protocol):
     def run(self, job: Job) -> None: ...
 
 
-def _fault(error: BaseException, task: EngineTask) -> Fault:
-    """Return why the job failed, as the runner and a person need it."""
+def _fault(error: BaseException, inputs: Mapping[str, str]) -> Fault:
+    """Return why the job failed, as the runner and a person need it; ``inputs``: role → folder."""
     if isinstance(error, Fault):
         return error
     if isinstance(error, InvalidInput):
@@ -59,7 +60,7 @@ def _fault(error: BaseException, task: EngineTask) -> Fault:
     text = f"{type(error).__name__}: {error}"
     if known := recognise(text, text[:300]):
         return Fault(known.code, known.message, known.hint)
-    gone = [role for role, directory in task.inputs.items() if not Path(directory).is_dir()]
+    gone = [role for role, directory in inputs.items() if not Path(directory).is_dir()]
     if gone:
         return Fault(
             Reason.INPUT_LOST,
@@ -108,7 +109,7 @@ def execute(job: Job) -> int:
     except Cancelled:
         cancelled = True
     except Exception as error:
-        fault = _fault(error, job.task)
+        fault = _fault(error, job.task.inputs)
         if fault is not error or error.__cause__:
             traceback.print_exc()
     # Before the last event: the runner may hang up as soon as it has read it.

@@ -91,6 +91,15 @@ def test_a_deadlocked_child_writes_its_stacks_before_it_is_killed(
     assert " in hang" in attempt.log
 
 
+def test_a_child_that_hangs_after_its_work_has_succeeded(serve: Serve, place: Place) -> None:
+    """A driver that never lets go at the end: what was made is complete, and is published."""
+    attempt = place("train:5 output:256 done hang")
+    serve().run(attempt.assignment.attempt_id)
+    assert attempt.finish is not None
+    assert attempt.finish.state == "succeeded", attempt.finish
+    assert attempt.finish.outputs
+
+
 def test_a_slow_step_that_computes_is_not_killed(serve: Serve, place: Place) -> None:
     """Many times the floor, and thousands of times as long as any step before."""
     attempt = place("train:5 burn:7 train:6 output:256")

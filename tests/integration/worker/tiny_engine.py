@@ -130,6 +130,7 @@ WORDS: dict[str, Callable[..., None]] = {
     "hold": hold,
     "fail": fail,
     "say": lambda task, text: say(text),
+    "done": lambda task: tell("done", state="succeeded"),
     "die": lambda task, number: os.kill(os.getpid(), int(number)),
     "exit": lambda task, status: os._exit(int(status)),
 }

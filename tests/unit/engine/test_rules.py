@@ -1,5 +1,6 @@
 """Small decisions of the engine: overfitting, pre-tokenizers, out of memory, limits by bits."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,12 +94,26 @@ def test_an_unknown_pre_tokenizer_is_refused(pre_tokenizer: dict[str, Any] | Non
             Reason.OUT_OF_MEMORY,
         ),
         (MemoryError(), Reason.OUT_OF_MEMORY),
+        (
+            RuntimeError("[METAL] Command buffer execution failed: Internal Error (0000000e)"),
+            Reason.METAL_ABORT,
+        ),
+        (RuntimeError("[write] Unable to write 12583009 bytes to file."), Reason.DISK_FULL),
+        (OSError(28, "No space left on device", "adapters.safetensors"), Reason.DISK_FULL),
         (InvalidInput("a.py is refused"), Reason.BAD_INPUT),
         (BadInput("no rows"), Reason.BAD_INPUT),
         (ZeroDivisionError("division by zero"), Reason.CODE_ERROR),
     ],
 )
 def test_every_failure_has_a_code_and_a_sentence(error: Exception, code: Reason) -> None:
-    fault = _fault(error)
+    fault = _fault(error, {})
     assert fault.code is code
     assert fault.message
+
+
+def test_an_input_that_vanished_meanwhile_is_a_fault_of_the_machine(tmp_path: Path) -> None:
+    error = FileNotFoundError(2, "No such file or directory", "model-00002.safetensors")
+    assert _fault(error, {"model": str(tmp_path)}).code is Reason.CODE_ERROR
+    fault = _fault(error, {"data": str(tmp_path), "model": str(tmp_path / "gone")})
+    assert fault.code is Reason.INPUT_LOST
+    assert "The job's model vanished" in fault.message

@@ -2,7 +2,7 @@ import pytest
 
 from espalier.messages import Failure
 from espalier.states import Reason
-from worker.diagnosis import Death, diagnose, hung, panicked, recognise, too_much
+from worker.diagnosis import Death, diagnose, hung, recognise, too_much
 from worker.watchdog import Hang
 
 #: As MLX, Metal, Python and Rust print them.
@@ -154,9 +154,3 @@ def test_the_figures_of_too_much_memory() -> None:
     failure = too_much(1_500, 1_000)
     assert failure.code is Reason.OUT_OF_MEMORY
     assert "1,500 bytes of memory, 500 more than the 1,000" in failure.message
-
-
-def test_a_panic_is_told_in_the_machines_words() -> None:
-    failure = panicked("completeMemory() prepare count underflow @IOGPUMemory.cpp:550")
-    assert failure.code is Reason.KERNEL_PANIC
-    assert "IOGPUMemory" in failure.message

@@ -20,6 +20,10 @@ def test_reasons_only_rise() -> None:
         stop.check(tolerated=Why.CANCELLED)
 
 
+def test_a_pause_is_more_than_a_stop_of_the_worker_and_less_than_a_cancel() -> None:
+    assert Why.WORKER_STOPPED < Why.PAUSED < Why.CANCELLED < Why.KILLED < Why.LEASE_LOST
+
+
 def test_a_request_wakes_who_waits() -> None:
     stop = Stop()
     threading.Timer(0.05, stop.request, args=(Why.CANCELLED,)).start()
