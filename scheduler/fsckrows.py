@@ -92,13 +92,13 @@ def remake_manifest(database: Database, driver: Driver, sha256: str) -> bool:
 def _composed(session: Session, version: Version) -> bytes:
     names = {file.sha256 for file in version.files}
     oids = dict(
-        session.execute(select(Blob.sha256, Blob.git_oid).where(Blob.sha256.in_(names))).tuples()
+        session.execute(select(Blob.sha256, Blob.git_oid).where(Blob.sha256.in_(names))).all()
     )
     parents = session.execute(
         select(Lineage.role, Version)
         .join(Version, Version.id == Lineage.parent_id)
         .where(Lineage.child_id == version.id)
-    ).tuples()
+    ).all()
     artifact = version.artifact
     return manifests.build(
         f"{artifact.project.name}/{artifact.name}",
@@ -162,6 +162,6 @@ def _lost(session: Session, files: list[dict[str, Any]]) -> list[str]:
     there = dict(
         session.execute(
             select(Blob.sha256, Blob.size).where(Blob.sha256.in_(names), Blob.damaged_at.is_(None))
-        ).tuples()
+        ).all()
     )
     return [file["path"] for file in files if there.get(file["sha256"]) != file["size"]]

@@ -68,7 +68,7 @@ def compose(session: Session, artifact: Artifact) -> bytes:
             "name": artifact.name,
             "kind": artifact.kind,
             "versions": [_version(*row) for row in versions],
-            "aliases": dict(aliases.tuples().all()),
+            "aliases": dict(aliases.all()),
         }
     )
 

@@ -244,7 +244,7 @@ class _Writer:
         self._moment = now(session)
         self._rows: set[str] = set()
         self._ids: dict[tuple[str, str], str] = {}  # (artifact, commit) → id of the version
-        self._users = dict(session.execute(select(User.name, User.id)).tuples())
+        self._users = dict(session.execute(select(User.name, User.id)).all())
 
     def write(self) -> None:
         projects = {
