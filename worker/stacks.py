@@ -69,10 +69,10 @@ def _sample_mac(pid: int, scratch: Path) -> str:
             command, capture_output=True, text=True, timeout=_SAMPLE_PATIENCE, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"process {pid}: no sample ({error})"
+        return f"process {pid} (sample): {error}"
     text = _read(report)
     report.unlink(missing_ok=True)
-    return text or f"process {pid}: no sample ({done.stderr.strip()[:500]})"
+    return f"process {pid} (sample)\n{text or done.stderr.strip()[:500]}"
 
 
 def _sample_linux(pid: int, scratch: Path) -> str:
