@@ -69,10 +69,9 @@ class Attempt:
         try:
             try:
                 ending = self._outcome()
+                self._note(ending)
             finally:
                 self._checkpoints.close()
-            if not (self._ledger.outputs and self.stop.why in _WORKER_ENDS):
-                self._ledger.ended(ending)
             self._reporter.flush(wait)
             self.stop.check(Why.CANCELLED)
             # Reports go on meanwhile: they keep the lease while the store is away.
@@ -80,6 +79,12 @@ class Attempt:
             self.over = True
         finally:
             self._reporter.close()
+
+    def _note(self, ending: Finish) -> None:
+        """Write down how it ended: this process may end before anybody hears of it."""
+        self._reporter.settle()
+        if not (self._ledger.outputs and self.stop.why in _WORKER_ENDS):
+            self._ledger.ended(ending)
 
     def hear(self) -> None:
         """Report now, and so hear of orders."""
