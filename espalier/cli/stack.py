@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from espalier.settings import Settings, settings
 from espalier.supervise import Role, Supervisor
 
 FIRST_PORT, PORTS = 8000, 100
+#: Where Valkey listens: see _kept_port.
+_KEPT_PORTS = (20_000, 32_000)
 BACKLOG = 256
 ANYWHERE = "0.0.0.0"  # noqa: S104  only when --host says so
 #: Seconds that everything may take to answer; the first start compiles and migrates.
@@ -213,7 +215,7 @@ class _Starter:
         home = self.options.data_dir / "valkey"
         home.mkdir(exist_ok=True, mode=0o700)
         password = _secret(home / "password")
-        port = _any_port(self.options.host)
+        port = _kept_port(self.options.host)
         config = home / "valkey.conf"
         _write_private(config, _valkey_config(self.options.host, port, home, password))
         argv = (str(valkey_binary()), str(config))
@@ -267,10 +269,19 @@ def _reachable_name(host: str) -> str:
             return "127.0.0.1"
 
 
-def _any_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def _kept_port(host: str) -> int:
+    """Return a free port that nobody is given by chance while its server is started again.
+
+    Systems give outgoing connections ports from 32768 or above. A client that tries such a port
+    again and again while its server is away is one day given it itself, and is then connected to
+    itself, and in the server's place.
+    """
+    for _ in range(PORTS):
+        port = secrets.randbelow(_KEPT_PORTS[1] - _KEPT_PORTS[0]) + _KEPT_PORTS[0]
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise Conflict(f"Of the ports {_KEPT_PORTS[0]} to {_KEPT_PORTS[1]} on {host} none is free.")
 
 
 def valkey_binary() -> Path:

@@ -16,6 +16,9 @@ from typing import Any
 
 import psutil
 import pytest
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from espalier.client import Client
 from espalier.processes import is_alive
@@ -77,6 +80,14 @@ def _recorded(data_dir: Path) -> dict[str, int]:
     return {row["role"]: row["pid"] for row in rows}
 
 
+def _valkey(data_dir: Path) -> Redis:
+    """Return a client of the embedded broker, patient while that is started."""
+    lines = (data_dir / "valkey" / "valkey.conf").read_text().splitlines()
+    said = dict(line.split(" ", 1) for line in lines)
+    retry = Retry(ConstantBackoff(0.2), retries=int(PATIENCE / 0.2))
+    return Redis(port=int(said["port"]), password=said["requirepass"], retry=retry)
+
+
 def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -123,6 +134,13 @@ def test_a_stack_comes_back_from_anything_and_leaves_nothing(tmp_path: Path) -> 
         with Client(ready["url"], ready["token"], backoff=(1.0,) * 60) as client:
             (worker,) = client.get("/api/v1/workers")["workers"]
             assert (worker["name"], worker["state"]) == ("local-1", "idle")
+
+        with _valkey(data) as valkey:
+            valkey.set("ticket", "kept")
+        os.kill(ready["pids"]["valkey"], signal.SIGKILL)
+        _until(lambda: _recorded(data)["valkey"] != ready["pids"]["valkey"])
+        with _valkey(data) as again:
+            assert again.get("ticket") == b"kept"
 
         everything = first.everything()
         first.process.kill()
