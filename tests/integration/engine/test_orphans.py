@@ -1,4 +1,4 @@
-"""No child outlives its worker: whatever its kind, whatever it is doing, stopped or not."""
+"""No child outlives its worker, whatever it is doing, stopped or not; and it answers when asked."""
 
 import signal
 import subprocess
@@ -16,6 +16,7 @@ from espalier.textsql import write_dataset
 from tests.integration.engine.child import Child, Run, make_task
 from tests.integration.engine.conftest import SHORT
 from worker.engine.report import ORPHANED
+from worker.stacks import ASK
 
 ChildRunner = Callable[..., Child]
 
@@ -72,6 +73,22 @@ def test_a_child_ends_with_its_worker(
     ended = child(kind, LONG[kind], inputs, on_event=hang_up)
     assert ended.status == ORPHANED, ended.log
     assert told
+
+
+def test_a_child_writes_its_stacks_when_it_is_asked_and_goes_on(
+    inputs: dict[str, Path], child: ChildRunner
+) -> None:
+    asked: list[Event] = []
+
+    def ask(run: Run, event: Event) -> None:
+        if isinstance(event, ProgressEvent) and not asked:
+            asked.append(event)
+            run.process.send_signal(ASK)
+
+    ended = child("train", SHORT | {"steps_per_report": 1}, inputs, on_event=ask)
+    assert ended.done.state == "succeeded"
+    assert "most recent call first" in ended.log
+    assert "worker/engine/loop.py" in ended.log
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a Mac tells nobody that his parent died")

@@ -91,6 +91,15 @@ def test_a_deadlocked_child_writes_its_stacks_before_it_is_killed(
     assert " in hang" in attempt.log
 
 
+def test_a_child_that_never_says_a_word_is_found(serve: Serve, place: Place) -> None:
+    attempt = place("load")
+    serve(hang_first_seconds=6.0).run(attempt.assignment.attempt_id)
+    reason, message = failed(attempt)
+    assert reason is Reason.HUNG
+    assert "in its phase starting (it had shown none there yet)" in message
+    assert "most recent call first" in attempt.log
+
+
 def test_a_child_that_hangs_after_its_work_has_succeeded(serve: Serve, place: Place) -> None:
     """A driver that never lets go at the end: what was made is complete, and is published."""
     attempt = place("train:5 output:256 done hang")
