@@ -62,8 +62,9 @@ class Seed(Stage):
         succeeded, evaluated, quantized = self._finished_pipeline()
         failed = self._failed()
         self._cancelled()
+        aside, paused, laddered = self._set_aside(), self._paused(), self._laddered()
         running = self._running_pipeline()
-        held = self._paused(), self._laddered(), self._preempted(), self._set_aside()
+        held = paused, laddered, self._preempted(running), aside
         queued = self._queued()
         with self.database.transaction() as db:
             away = db.get_one(Worker, self.workers["mini-1"])
@@ -307,27 +308,28 @@ class Seed(Stage):
         self.train(attempt, 90, 260, 600)
         return job
 
-    def _preempted(self) -> str:
+    def _preempted(self, urgent: str) -> str:
         job = self._train("sql-draft", iters=500, priority=-5)
         attempt = self.start(job, "studio-1")
         self.train(attempt, 10, 120, 500)
         self.checkpoint(attempt, 120)
         with self.database.transaction() as db:
-            db.get_one(Attempt, attempt).preempt_requested_at = now(db)
+            jobs.preempt(db, db.get_one(Attempt, attempt), db.get_one(Job, urgent), now(db))
         self.stopped(attempt, Reason.PREEMPTED)
         self.age(job, timedelta(minutes=12), timedelta(minutes=4))
         return job
 
     def _set_aside(self) -> str:
         job = self._train("sql-cursed", iters=300)
+        ends = (
+            (Reason.KILLED, "The job's process was ended by SIGKILL."),
+            (Reason.METAL_ABORT, "The GPU hung or failed in the job's work."),
+            (Reason.HUNG, "no progress for 120 s in its phase training, and no work either"),
+        )
         for number in range(5):
             attempt = self.start(job, MACS[number % 3][0])
             self.train(attempt, 10, 30, 300)
-            self.failed(
-                attempt,
-                (Reason.KILLED, Reason.METAL_ABORT, Reason.HUNG)[number % 3],
-                "The process ended by signal 9 at step 30.",
-            )
+            self.failed(attempt, *ends[number % 3])
         self.age(job, timedelta(minutes=75), timedelta(minutes=20))
         return job
 

@@ -67,7 +67,7 @@ def _try(job: Mapping[str, Any], attempt: Mapping[str, Any], newest: bool) -> Tr
 def _details(job: Mapping[str, Any], attempt: Mapping[str, Any]) -> Iterator[str]:
     if attempt["resumed_from_step"]:
         yield f"resumed from step {number(attempt['resumed_from_step'])}"
-    if attempt["started_at"]:
+    if attempt["started_at"] and attempt["finished_at"]:  # while it runs the head tells it
         yield duration(between(attempt["started_at"], attempt["finished_at"]))
     if attempt["peak_memory_bytes"]:
         yield f"{size(attempt['peak_memory_bytes'])} at most"
