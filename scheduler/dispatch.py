@@ -201,7 +201,8 @@ class Dispatcher:
         )
         claim = timedelta(seconds=self._config.claim_timeout_seconds)
         dues = [lease, published + claim if published else None, backoff]
-        waits = [(due - moment).total_seconds() for due in dues if due is not None]
+        # What is due already could not be changed in this tick.
+        waits = [(due - moment).total_seconds() if due > moment else 1.0 for due in dues if due]
         if placed and published is None:
             waits.append(1.0)
         return min(max(min(waits, default=IDLE_SECONDS), 0.05), IDLE_SECONDS)
