@@ -24,7 +24,7 @@ from scheduler.store.base import Driver, blob_key
 from tests.faults.storm import FAULTS, Kill
 
 ADAPTER = "adapters.safetensors"
-_STEP = re.compile(r"\bIter (\d+)\b")
+_STEP = re.compile(r"\bstep (\d+): train loss")
 
 
 def adapters(database: Database) -> dict[int, str]:
@@ -104,7 +104,8 @@ def _belongs(process: psutil.Process, home: str) -> str | None:
 
 @dataclass
 class Row:
-    """What one fault came to. ``again`` are training steps that were computed a second time."""
+    """What one fault came to. ``again`` are training steps that were computed a second time;
+    an attempt is ``inherited`` by the next process of its worker."""
 
     fault: str
     kills: int = 0
@@ -112,6 +113,7 @@ class Row:
     outage: list[float] = field(default_factory=list)
     ended: dict[str, int] = field(default_factory=dict)
     adopted: int = 0
+    inherited: int = 0
     again: int = 0
 
     def cells(self) -> tuple[str, ...]:
@@ -119,13 +121,13 @@ class Row:
         outage = f"{statistics.mean(self.outage):.1f}" if any(self.outage) else "–"
         back = f"{statistics.median(self.back):.1f}" if self.back else "–"
         worst = f"{max(self.back):.1f}" if self.back else "–"
-        counts = str(self.adopted), str(self.again)
+        counts = str(self.adopted), str(self.inherited), str(self.again)
         return self.fault, str(self.kills), outage, back, worst, ended or "none", *counts
 
 
 HEAD = (
     *("fault", "kills", "outage s", "back after s", "at most s"),
-    *("attempts ended", "adopted", "steps again"),
+    *("attempts ended", "adopted", "inherited", "steps again"),
 )
 
 
@@ -149,7 +151,9 @@ def table(database: Database, kills: Sequence[Kill]) -> list[Row]:
             row.again += _steps_again(session, attempt)
         for event in session.scalars(select(Event).where(Event.type.in_(("adopted", "inherited")))):
             cause = _cause(kills, event.attempt_id or "", event.created_at)
-            rows[cause.fault].adopted += 1
+            row = rows[cause.fault]
+            row.adopted += event.type == "adopted"
+            row.inherited += event.type == "inherited"
     return [row for row in rows.values() if row.kills]
 
 

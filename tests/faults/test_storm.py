@@ -20,7 +20,7 @@ from tests.faults.storm import Storm, progress
 
 KILLS = int(os.environ.get("STORM_KILLS", "50"))
 PIPELINES = int(os.environ.get("STORM_PIPELINES", "12"))
-ITERS = int(os.environ.get("STORM_ITERS", "150"))
+ITERS = int(os.environ.get("STORM_ITERS", "300"))
 WORKERS = 3
 #: A quiet second of one worker is some of a storm's; reached only when something is stuck.
 PATIENCE = 3600.0
@@ -44,7 +44,7 @@ def _train(seed: int) -> dict[str, Any]:
         "learning_rate": 1e-4,
         "steps_per_report": 1,
         "steps_per_eval": 50,
-        "save_every": 10,
+        "save_every": max(ITERS // 15, 5),
         "val_batches": 2,
         "max_seq_length": 128,
         "lora_parameters": {"rank": 8, "dropout": 0.05, "scale": 10.0},
