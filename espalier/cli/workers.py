@@ -55,12 +55,13 @@ def workers(as_json: JsonFlag = False) -> None:
                 worker["state"],
                 machine.get("chip"),
                 size_text(machine.get("memory_total")),
+                size_text(machine.get("memory_limit")),
                 machine.get("platform"),
                 " ".join(worker["running"]),
                 clock(worker["seen_at"]),
             )
         )
-    table(("name", "state", "chip", "memory", "system", "running", "seen"), rows)
+    table(("name", "state", "chip", "memory", "to give", "system", "running", "seen"), rows)
 
 
 @_worker.command()

@@ -13,6 +13,7 @@ from espalier.errors import (
     InvalidInput,
     LeaseLost,
     NotFound,
+    StorageFull,
     Unauthorized,
     Unavailable,
 )
@@ -118,6 +119,8 @@ OUTAGES = [
     lambda: httpx.RemoteProtocolError("cut"),
     lambda: httpx.Response(503, headers={"retry-after": "0"}),
     lambda: problem(Unavailable("the database is away")),
+    lambda: problem(StorageFull("the disk is full")),
+    lambda: httpx.Response(507),
 ]
 
 
@@ -126,6 +129,7 @@ def test_what_may_be_sent_twice_is_sent_again(outage: Callable[[], Answer]) -> N
     sends: tuple[Callable[[Client], Any], ...] = (
         lambda c: c.get("/x"),
         lambda c: c.post("/x", {"a": 1}, idempotent=True),
+        lambda c: c.patch("/x", {"a": 1}),
         lambda c: c.delete("/x"),
     )
     for send in sends:
