@@ -253,7 +253,10 @@ class Blobs:
             if moved is None:
                 raise self._begin_again(database, upload) from None
             found = moved
-        self._keep(database, upload, found)
+        try:
+            self._keep(database, upload, found)
+        except _Swept:
+            raise self._begin_again(database, upload) from None
 
     def _moved(self, database: Database, upload: Upload) -> Digests | None:
         """Return what was moved and not committed: a crash, or another process right now.
@@ -274,7 +277,7 @@ class Blobs:
             # The row is ours now. Had garbage collection, which deletes under the row's lock,
             # taken these bytes for an orphan's, they would be gone.
             if self.driver.size(blob_key(found.sha256)) != found.size:
-                raise _unknown(upload.id)
+                raise _Swept
             session.execute(delete(UploadPart).where(UploadPart.upload_id == upload.id))
             session.execute(
                 update(Upload)
