@@ -3,7 +3,6 @@
 # ruff: noqa: T201
 import argparse
 import json
-import logging
 import sys
 import time
 from collections import Counter
@@ -70,7 +69,6 @@ def main() -> int:
 
 
 def _tell(database: str, seed: int) -> int:
-    logging.disable(logging.CRITICAL)
     with bench(database) as made:
         outcome = simulate(seed, made, traced=True)
     print(outcome.trace)

@@ -106,6 +106,7 @@ class Ledger:
     checkpoints: dict[tuple[str, int], str] = field(default_factory=dict)
     collected: bool = False  # garbage collection may have dropped checkpoints
     last_event: int = 0
+    phases: set[Any] = field(default_factory=set)  # each attempt of the simulation tells one
     events: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def fail(self, promise: str, *about: object) -> None:
@@ -136,6 +137,10 @@ class Ledger:
         news = set()
         for number, job_id, attempt_id, kind in sorted(self.bench.look(query)):
             self.last_event = number
+            if kind == "phase" and (job_id, attempt_id, kind) in self.phases:
+                self.fail("no batch is taken twice", job_id, attempt_id)
+            if kind == "phase":
+                self.phases.add((job_id, attempt_id, kind))
             news.add((job_id, attempt_id, kind))
             news.add((job_id, None, kind))
             self.events[job_id].append(kind)
@@ -164,6 +169,8 @@ class Ledger:
             if call is None or (call.verb, call.attempt_id) != ("report", row.id):
                 self.fail("only an attempt's own report moves its seq", call, row)
             self._fenced("report", row.id, call)
+            if row.last_seq < before.last_seq:
+                self.fail("no batch is taken twice", call, row, before.last_seq)
 
     def _superseded(self, row: AttemptRow) -> bool:
         """Whether a newer attempt of the job was there before this transaction."""
@@ -250,8 +257,9 @@ class Ledger:
         for key, attempt_id in rows.items():
             if self.checkpoints.get(key) != attempt_id:
                 self._fenced("checkpoint", attempt_id, call)
-        if self.checkpoints.keys() - rows.keys() and not self.collected:
-            self.fail("checkpoints stay", self.checkpoints.keys() - rows.keys())
+        for job_id, step in self.checkpoints.keys() - rows.keys():
+            if not self.collected or JobState(self.jobs[job_id].state) not in JOB_ENDED:
+                self.fail("checkpoints stay while a job may go on", job_id, step)
         self.checkpoints = rows
 
     def resumed(self, assignment: Assignment) -> None:
@@ -282,6 +290,13 @@ class Ledger:
         self._curves()
         self._logs()
         self.world.counts["jobs"] += len(self.jobs)
+        for job in self.jobs.values():
+            self.world.counts[f"jobs {job.state}"] += 1
+        for row in self.attempts.values():
+            self.world.counts[f"attempts {row.state}: {row.reason}"] += 1
+        for kind in ("inherited", "preempting", "ladder", "paused"):
+            events = (event for told in self.events.values() for event in told)
+            self.world.counts[f"events: {kind}"] += sum(event == kind for event in events)
 
     def _attempts_of(self, job_id: str) -> list[AttemptRow]:
         mine = [a for a in self.attempts.values() if a.job_id == job_id]

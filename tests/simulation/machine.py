@@ -157,7 +157,10 @@ class Process:
         if not self.works:
             beat, call = Heartbeat(boot_id=self.boot_id), self.call("heartbeat")
             self.send("heartbeat", lambda: self.control.heartbeat(call, beat), self._beaten)
-        self.after(self.control.config.report_seconds, self._beat)
+        # Often enough not to count as away.
+        self.after(
+            self.control.config.report_seconds * self.world.random.uniform(1, 2.5), self._beat
+        )
 
     def _beaten(self, result: Any) -> None:
         if isinstance(result, Conflict):

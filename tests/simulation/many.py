@@ -1,6 +1,5 @@
 """Many seeds, in several processes, each with a database of its own."""
 
-import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -36,7 +35,6 @@ def bench(database: str) -> Iterator[Bench]:
 
 
 def _share(database: str, seeds: range, results: "multiprocessing.Queue[Outcome | None]") -> None:
-    logging.disable(logging.CRITICAL)
     with bench(database) as made:
         for seed in seeds:
             results.put(simulate(seed, made))

@@ -62,7 +62,7 @@ class Scheduler:
         finally:
             self._control.ledger.observe(None)
         # A loop may always be late; asking every few seconds would show nothing more.
-        self._next(max(due, world.random.uniform(15, 60)))
+        self._next(max(due, world.random.uniform(20, 90)))
 
     def _tick(self) -> float:
         try:

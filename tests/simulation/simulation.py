@@ -1,5 +1,6 @@
 """One seed: a small team's night, from the first submission to the last job's end."""
 
+import logging
 import os
 import random
 import traceback
@@ -9,9 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
+from sqlalchemy import update
+
 from espalier import ids
 from espalier.settings import settings
 from scheduler import fleet
+from scheduler.models import Project
 from tests.simulation.broker import Broker
 from tests.simulation.control import Control
 from tests.simulation.databases import Bench
@@ -40,12 +44,20 @@ class Simulation:
         self.world = World(seed)
         bench.clock = self.world.clock
         self._schedulers: list[Scheduler] = []
+        if self.world.random.random() < 0.5:
+            self._let_preempt(bench)
         self._control = Control(self.world, bench, self._ring)
         self._broker = Broker(self.world)
-        self._machines = [self._join(f"mac-{n}") for n in range(self.world.random.randint(2, 4))]
+        self._machines = [
+            self._join(f"mac-{n}") for n in range(self.world.random.choice((1, 2, 2, 3, 4)))
+        ]
         self._schedulers.append(Scheduler(self.world, self._control, self._broker))
         self._people = People(self.world, self._control, self._machines)
         Storm(self.world, self._control, self._broker, self._machines, self._schedulers)
+
+    def _let_preempt(self, bench: Bench) -> None:
+        with bench.database.transaction() as session:
+            session.execute(update(Project).values(preemptible=True))
 
     def _ring(self) -> None:
         for scheduler in self._schedulers:
@@ -109,11 +121,34 @@ def chosen_by(world: World) -> Iterator[None]:
     random.setstate(before)
 
 
+class _Errors(logging.Handler):
+    """What the code under test calls an error, and lives with: nobody races here, so it is one."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append(f"{record.getMessage()} {record.exc_info and record.exc_info[1]}")
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    handler, logger = _Errors(), logging.getLogger("scheduler")
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.ERROR)
+    logger.propagate = False
+    yield handler.told
+    logger.removeHandler(handler)
+    logger.level, logger.propagate = before
+
+
 def simulate(seed: int, bench: Bench, traced: bool = False) -> Outcome:
     """Run one seed on a fresh bench. Anything but a kept promise is in ``violation``."""
     outcome = Outcome(seed)
     bench.fresh()
-    with chosen_by(World(seed)):
+    with chosen_by(World(seed)), _listening() as errors:
         simulation = Simulation(seed, bench)
         world = simulation.world
         try:
@@ -123,6 +158,8 @@ def simulate(seed: int, bench: Bench, traced: bool = False) -> Outcome:
         except Exception as error:  # the code under test raised what no caller expects
             world.note("raised", traceback.format_exc())
             outcome.violation = f"seed {seed} at {world.now:.2f}: {type(error).__name__}: {error}"
+    if errors and not outcome.violation:
+        outcome.violation = f"seed {seed}: nothing is refused by the database: {errors[0]}"
     outcome.faults, outcome.counts = world.faults, world.counts
     if traced or outcome.violation:
         outcome.trace = world.told()

@@ -2,23 +2,22 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import text, true, update
 from sqlalchemy.orm import Session
 
 from espalier.messages import Report
-from scheduler import dispatch, ingest, jobs
+from scheduler import demand, dispatch, gc, ingest, jobs
 from scheduler.models import Attempt, Job, Worker
-from tests.simulation import storm
+from scheduler.placement import Candidate
 from tests.simulation.databases import Bench
 from tests.simulation.simulation import simulate
 from tests.simulation.work import Work
 
-SEEDS = 150
+SEEDS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -85,16 +84,13 @@ def test_without_fencing_the_table_still_refuses(sqlite_bench: Bench) -> None:
 
 
 def test_without_the_index_two_live_attempts_are_found(sqlite_bench: Bench) -> None:
-    def everybody(session: Session, moment: Any) -> Any:
-        rows = session.query(Job).filter(Job.state.in_(("queued", "running")))
-        return [
-            dispatch.Candidate(job.id, job.priority, job.queued_at or job.created_at)
-            for job in rows
-        ]
+    def everybody(session: Session, *_: Any) -> list[Candidate]:
+        rows = session.query(Job).filter(Job.state == "queued")
+        return [Candidate(job.id, job.priority, job.queued_at or job.created_at) for job in rows]
 
     with sqlite_bench.changing_template() as connection:
         connection.execute("DROP INDEX uq_attempts_live_job")
-    found = _found(sqlite_bench, patch.object(dispatch, "_candidates", everybody), _unguarded())
+    found = _found(sqlite_bench, patch.object(demand, "candidates", everybody))
     assert "one live attempt a job" in found
 
 
@@ -129,13 +125,13 @@ def test_a_fault_of_a_machine_that_is_charged_is_found(sqlite_bench: Bench) -> N
     assert "charged" in found
 
 
-def test_collection_without_a_grace_is_found(sqlite_bench: Bench) -> None:
-    found = _found(sqlite_bench, patch.object(storm, "GC_GRACE", timedelta(0)))
-    assert "nothing was found" not in found
+def test_collection_of_what_a_job_goes_on_from_is_found(sqlite_bench: Bench) -> None:
+    found = _found(sqlite_bench, patch.object(gc, "_is_past", lambda _: true()))
+    assert "checkpoints stay while a job may go on" in found
 
 
 def test_a_ticket_sent_only_once_is_found(sqlite_bench: Bench) -> None:
-    def never(self: dispatch.Dispatcher, session: Session, moment: Any) -> list[Any]:
+    def never(*_: Any) -> list[Any]:
         return []
 
     found = _found(sqlite_bench, patch.object(dispatch.Dispatcher, "_unclaimed", never))
