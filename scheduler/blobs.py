@@ -108,8 +108,8 @@ class Blobs:
     def put_bytes(self, session: Session, data: bytes) -> str:
         """Have a small blob within the caller's transaction, and return its sha256.
 
-        Who has kept it before (see keep) holds no lock while the store is written. Else it is
-        written now, after the row: garbage collection cannot come between.
+        Who kept it before holds no lock while the store is written. Else it is written now, after
+        the row: garbage collection cannot come between.
         """
         found = digests([data], len(data))
         if not touch(session, [found.sha256]):
@@ -118,10 +118,7 @@ class Blobs:
         return found.sha256
 
     def verify_there(self, database: Database, sizes: dict[str, int]) -> list[str]:
-        """Return those of the blobs (sha256 → bytes) that the store has lost.
-
-        They count as absent from now on, so that they are asked for again.
-        """
+        """Return those of the blobs (sha256 → bytes) that the store has lost: absent from now."""
         lost = [name for name, size in sizes.items() if self.driver.size(blob_key(name)) != size]
         if lost:
             with database.transaction() as session:
@@ -307,7 +304,7 @@ class Blobs:
         if room is not None and size > room:
             raise StorageFull(
                 f"{size} bytes do not fit: the store in {self.driver.place} has {room} left.",
-                hint="Make room there, or let garbage collection do it; then try again.",
+                hint="Make room there, then try again.",
             )
 
     def _part_size(self, size: int) -> int:
