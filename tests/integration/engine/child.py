@@ -121,10 +121,16 @@ def make_task(
     )
 
 
-def run_inside(directory: Path, kind: str, spec: dict[str, Any], inputs: dict[str, Path]) -> Child:
+def run_inside(
+    directory: Path,
+    kind: str,
+    spec: dict[str, Any],
+    inputs: dict[str, Path],
+    resume: Path | None = None,
+) -> Child:
     """Run one task in this process: the same engine, without the seconds a process takes."""
     said = StringIO()
-    task = make_task(directory, kind, spec, inputs)
+    task = make_task(directory, kind, spec, inputs, resume)
     status = execute(Job(task, Reporter(said), Orders(StringIO())))
     events = [EVENT.validate_json(line) for line in said.getvalue().splitlines()]
     return Child(status, events, said.getvalue(), directory)

@@ -71,8 +71,8 @@ def inside(tmp_path: Path) -> Callable[..., Child]:
     """Run a task in this process."""
     count = iter(range(100))
 
-    def start(kind: str, spec: dict[str, Any], inputs: dict[str, Path]) -> Child:
-        return run_inside(tmp_path / f"inside{next(count)}", kind, spec, inputs)
+    def start(kind: str, spec: dict[str, Any], inputs: dict[str, Path], **more: Any) -> Child:
+        return run_inside(tmp_path / f"inside{next(count)}", kind, spec, inputs, **more)
 
     return start
 
