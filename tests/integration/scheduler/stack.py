@@ -26,7 +26,7 @@ from espalier.messages import (
 from espalier.settings import Settings, settings
 from espalier.specs import JobRequest, parse
 from espalier.states import ArtifactKind, Reason
-from scheduler import access, assignments, fleet, ingest, registry, requests, submit
+from scheduler import access, assignments, fleet, ingest, jobs, registry, requests, submit
 from scheduler.access import Actor, actor_for
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
@@ -156,6 +156,12 @@ class Stack:
 
     def fail(self, ticket: Ticket, reason: Reason) -> Finished:
         return self.finish(ticket, "failed", reason=reason)
+
+    def lose(self, session: Session, ticket: Ticket) -> None:
+        """What the scheduler does when a lease has ended."""
+        worker = session.get_one(Worker, ticket.worker_id)
+        attempt = jobs.own_attempt(session, worker, ticket.attempt_id)
+        jobs.lose(session, attempt, Reason.LEASE_LOST, f"{worker.name} is not heard of.")
 
     def cancel(self, job_id: str) -> None:
         with self.database.transaction() as session:

@@ -4,7 +4,9 @@ import pytest
 
 from espalier.errors import Conflict, InvalidInput, LeaseLost, NotFound
 from espalier.messages import CheckpointPublished, FileEntry, MetricsEvent
-from espalier.states import ArtifactKind, JobState, Reason
+from espalier.refs import JobRef
+from espalier.specs import TrainSpec
+from espalier.states import MACHINE_FAULTS, ArtifactKind, JobState, Reason
 from scheduler import ingest, jobs
 from scheduler.models import Event, Job, Metric
 from tests.integration.scheduler.stack import Stack
@@ -15,6 +17,7 @@ def test_a_job_goes_from_submission_to_a_published_version(stack: Stack) -> None
     job_id = stack.submit(name="team/sql")
     (ticket,) = stack.tick()
     assignment = stack.claim(ticket)
+    assert isinstance(assignment.spec, TrainSpec)
     assert assignment.spec.iters == 10
     assert {i.role: i.ref for i in assignment.inputs} == {
         "model": "team/base@v1",
@@ -137,6 +140,26 @@ def test_a_worker_that_comes_back_in_time_is_adopted(stack: Stack) -> None:
     assert stack.job(job_id).lost == 0
 
 
+def test_an_adoption_undoes_exactly_what_the_loss_counted(stack: Stack) -> None:
+    stack.worker("a")
+    job_id = stack.submit()
+    stack.fail(stack.claimed(), Reason.KILLED)
+    ticket = stack.claimed()
+    before = stack.job(job_id)
+    stack.let_pass(1000)
+    with stack.database.transaction() as session:
+        stack.lose(session, ticket)
+    lost = stack.job(job_id)
+    assert (lost.lost, lost.error["code"] if lost.error else None) == (2, "lease_lost")
+    assert lost.not_before is not None
+    stack.report(ticket, 1)
+    job = stack.job(job_id)
+    assert job.state == JobState.RUNNING
+    for name in ("lost", "charged", "not_before", "error", "reason", "queued_at"):
+        assert getattr(job, name) == getattr(before, name), name
+    assert job.attempts[1].reason is None
+
+
 def test_nothing_is_given_up_in_the_grace_after_a_start(stack: Stack) -> None:
     stack.worker()
     job_id = stack.submit()
@@ -210,6 +233,39 @@ def test_other_failures_are_retried_until_max_attempts(stack: Stack) -> None:
     stack.let_pass(10)
     stack.fail(stack.claimed(), Reason.CODE_ERROR)
     assert stack.job(job_id).state == JobState.FAILED
+
+
+@pytest.mark.parametrize("reason", sorted(MACHINE_FAULTS - {Reason.UNCLAIMED}))
+def test_a_fault_of_a_machine_is_never_charged(stack: Stack, reason: Reason) -> None:
+    stack.worker()
+    job_id = stack.submit(max_attempts=1)
+    first = stack.submit()
+    stack.fail(stack.claimed(), reason)
+    job = stack.job(job_id)
+    assert (job.state, job.lost, job.charged) == (JobState.QUEUED, 1, 0)
+    stack.claimed()
+    assert stack.job(job_id).state == JobState.RUNNING, "at once, before those that came later"
+    assert stack.job(first).state == JobState.QUEUED
+
+
+def test_a_worker_that_is_told_to_stop_counts_nowhere(stack: Stack) -> None:
+    stack.worker()
+    job_id = stack.submit(max_attempts=1)
+    for _ in range(stack.config.lost_limit + 1):
+        stack.finish(stack.claimed(), "cancelled", reason=Reason.WORKER_STOPPED)
+    job = stack.job(job_id)
+    assert (job.state, job.lost, job.charged) == (JobState.QUEUED, 0, 0)
+    assert {a.reason for a in job.attempts} == {Reason.WORKER_STOPPED}
+
+
+def test_a_charged_failure_goes_behind_the_others(stack: Stack) -> None:
+    stack.worker()
+    first, second = stack.submit(), stack.submit()
+    stack.fail(stack.claimed(), Reason.CODE_ERROR)
+    stack.let_pass(10)
+    stack.claimed()
+    assert stack.job(second).state == JobState.RUNNING
+    assert stack.job(first).state == JobState.QUEUED
 
 
 def test_the_next_attempt_continues_from_the_newest_checkpoint(stack: Stack) -> None:
@@ -313,3 +369,55 @@ def test_an_ended_job_cannot_be_cancelled_or_a_good_one_retried(stack: Stack) ->
         stack.cancel(job_id)
     with pytest.raises(Conflict, match="only failed and cancelled"):
         stack.retry(job_id)
+
+
+# --- Pipelines ----------------------------------------------------------------------------
+
+
+def _chain(stack: Stack) -> tuple[str, str, str]:
+    """Train, eval of what it made, and a fuse of it; the first one runs."""
+    train = stack.submit()
+    spec = {"model": "team/base", "adapter": f"job:{train}"}
+    second = stack.submit({"kind": "eval", **spec, "data": "team/wikisql"})
+    third = stack.submit({"kind": "fuse", **spec})
+    return train, second, third
+
+
+def test_retry_runs_again_what_failed_and_what_hung_on_it(stack: Stack) -> None:
+    stack.worker(slots=2)
+    train, second, third = _chain(stack)
+    stack.finish(stack.claimed())
+    for ticket in stack.tick():
+        stack.claim(ticket)
+        if ticket.kind == "eval":
+            stack.fail(ticket, Reason.BAD_INPUT)
+        else:
+            stack.finish(ticket)
+    assert [stack.job(j).state for j in (second, third)] == [JobState.FAILED, JobState.SUCCEEDED]
+    stack.retry(second)
+    stack.finish(stack.claimed())
+    assert stack.job(second).state == JobState.SUCCEEDED
+    assert [len(stack.job(j).attempts) for j in (train, second, third)] == [1, 2, 1]
+
+
+def test_what_was_not_run_comes_back_with_what_it_needs(stack: Stack) -> None:
+    stack.worker()
+    train, second, third = _chain(stack)
+    stack.fail(stack.claimed(), Reason.BAD_INPUT)
+    assert {stack.job(j).reason for j in (second, third)} == {Reason.UPSTREAM}
+    with pytest.raises(Conflict, match=f"{second} needs job {train}, which did not succeed"):
+        stack.retry(second)
+    stack.retry(train)
+    assert {stack.job(j).state for j in (second, third)} == {JobState.WAITING}
+    stack.finish(stack.claimed())
+    assert {stack.job(j).state for j in (second, third)} == {JobState.QUEUED}
+
+
+def test_an_output_that_was_not_made_fails_nobody_but_who_asked_for_it(stack: Stack) -> None:
+    stack.worker()
+    train = stack.submit()
+    spec = {"kind": "eval", "model": "team/base", "adapter": str(JobRef(train, "nonsense"))}
+    second = stack.submit({**spec, "data": "team/wikisql"})
+    assert stack.finish(stack.claimed()).job_state == JobState.SUCCEEDED
+    job = stack.job(second)
+    assert (job.state, job.reason) == (JobState.CANCELLED, Reason.UPSTREAM)

@@ -107,15 +107,6 @@ def _report(stack: Stack, ticket: Ticket) -> Step:
     return report
 
 
-def _lose(ticket: Ticket) -> Step:
-    def lose(session: Session) -> None:
-        worker = session.get_one(Worker, ticket.worker_id)
-        attempt = jobs.own_attempt(session, worker, ticket.attempt_id)
-        jobs.lose(session, attempt, Reason.LEASE_LOST, "Not heard of.")
-
-    return lose
-
-
 def _place(job_id: str, worker_id: str) -> Step:
     return lambda session: jobs.place(session, Placement(job_id, worker_id), now(session))
 
@@ -224,7 +215,9 @@ def test_a_report_during_the_loss_is_adopted(stack: Stack) -> None:
     stack.worker()
     job_id = stack.submit()
     ticket = stack.claimed()
-    assert _overlap(stack, _lose(ticket), _report(stack, ticket)) is None
+    assert (
+        _overlap(stack, lambda session: stack.lose(session, ticket), _report(stack, ticket)) is None
+    )
     job = stack.job(job_id)
     assert (job.state, job.lost, job.not_before, job.error) == (JobState.RUNNING, 0, None, None)
 
@@ -236,7 +229,7 @@ def test_a_report_during_loss_and_placement_is_refused(stack: Stack) -> None:
     ticket = stack.claimed()
 
     def lose_and_place(session: Session) -> None:
-        _lose(ticket)(session)
+        stack.lose(session, ticket)
         assert _place(job_id, other)(session)
 
     assert isinstance(_overlap(stack, lose_and_place, _report(stack, ticket)), LeaseLost)
@@ -248,7 +241,7 @@ def test_a_placement_during_the_adoption_is_let_be(stack: Stack) -> None:
     job_id = stack.submit()
     ticket = stack.claimed()
     with stack.database.transaction() as session:
-        _lose(ticket)(session)
+        stack.lose(session, ticket)
     assert _overlap(stack, _report(stack, ticket), _place(job_id, other)) is None
     assert [a.state for a in stack.job(job_id).attempts] == [AttemptState.RUNNING]
 
@@ -259,7 +252,7 @@ def test_an_adoption_during_the_placement_comes_too_late(stack: Stack) -> None:
     job_id = stack.submit()
     ticket = stack.claimed()
     with stack.database.transaction() as session:
-        _lose(ticket)(session)
+        stack.lose(session, ticket)
     error = _overlap(stack, _place(job_id, other), _report(stack, ticket))
     assert isinstance(error, LeaseLost)
 

@@ -5,15 +5,19 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.placement import Candidate, Capacity, Placement, place
+from scheduler.placement import Candidate, Capacity, Placement, Running, Victim, place, victims
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def _job(
-    name: str, priority: int = 0, age: int = 0, avoid: frozenset[str] = frozenset()
+    name: str,
+    priority: int = 0,
+    age: int = 0,
+    avoid: frozenset[str] = frozenset(),
+    memory: int = 0,
 ) -> Candidate:
-    return Candidate(name, priority, START - timedelta(seconds=age), avoid)
+    return Candidate(name, priority, START - timedelta(seconds=age), avoid, memory)
 
 
 def test_priority_goes_before_age() -> None:
@@ -41,6 +45,17 @@ def test_but_it_gets_it_when_it_is_the_only_one() -> None:
     assert place([_job("1", avoid=frozenset({"a"}))], [Capacity("a", "a", 1)])
 
 
+def test_a_job_that_fits_nowhere_holds_nobody_back() -> None:
+    jobs = [_job("huge", priority=9, memory=100), _job("small", memory=5)]
+    assert place(jobs, [Capacity("w", "w", 1, 10)]) == [Placement("small", "w")]
+
+
+def test_big_workers_are_kept_for_those_that_need_them() -> None:
+    workers = [Capacity("a", "a", 1, 64), Capacity("b", "b", 1, 16)]
+    jobs = [_job("first", age=2), _job("second", age=1, memory=32)]
+    assert place(jobs, workers) == [Placement("first", "b"), Placement("second", "a")]
+
+
 _jobs = st.lists(
     st.builds(
         Candidate,
@@ -48,26 +63,103 @@ _jobs = st.lists(
         st.integers(-3, 3),
         st.integers(0, 50).map(lambda s: START + timedelta(seconds=s)),
         st.frozensets(st.sampled_from("abc")),
+        st.integers(0, 4),
     ),
     max_size=20,
     unique_by=lambda j: j.job_id,
 )
 _workers = st.lists(
-    st.builds(lambda n, free: Capacity(n, n, free), st.sampled_from("abcd"), st.integers(0, 3)),
-    max_size=4,
+    st.builds(
+        lambda n, free, memory: Capacity(n, n, free, memory),
+        st.sampled_from("abcde"),
+        st.integers(0, 3),
+        st.integers(0, 4),
+    ),
+    max_size=5,
     unique_by=lambda w: w.worker_id,
 )
 
 
+def _plainly(jobs: list[Candidate], workers: list[Capacity]) -> list[Placement]:
+    """What is meant, said without regard to speed."""
+    free = {w.worker_id: w.free for w in workers}
+    found = []
+    for job in sorted(jobs, key=lambda j: (-j.priority, j.queued_at, j.job_id)):
+        fitting = [
+            w for w in workers if free[w.worker_id] and w.memory_bytes >= job.min_memory_bytes
+        ]
+        if fitting:
+            best = min(
+                fitting,
+                key=lambda w: (
+                    w.worker_id in job.avoid,
+                    -free[w.worker_id],
+                    w.memory_bytes,
+                    w.name,
+                ),
+            )
+            free[best.worker_id] -= 1
+            found.append(Placement(job.job_id, best.worker_id))
+    return found
+
+
 @given(_jobs, _workers)
-def test_no_slot_twice_no_job_twice_and_no_slot_idle(
+def test_every_job_gets_the_best_slot_left_whatever_the_order(
     jobs: list[Candidate], workers: list[Capacity]
 ) -> None:
     placed = place(jobs, workers)
-    assert len({p.job_id for p in placed}) == len(placed)
-    for worker in workers:
-        assert sum(p.worker_id == worker.worker_id for p in placed) <= worker.free
-    assert len(placed) == min(len(jobs), sum(w.free for w in workers))
-    best = sorted(jobs, key=lambda j: (-j.priority, j.queued_at, j.job_id))[: len(placed)]
-    assert [p.job_id for p in placed] == [j.job_id for j in best]
+    assert placed == _plainly(jobs, workers)
     assert place(list(reversed(jobs)), list(reversed(workers))) == placed
+
+
+# --- Who makes room -----------------------------------------------------------------------
+
+
+def _running(name: str, priority: int = 0, age: int = 0, leaving: bool = False) -> Running:
+    return Running(name, "w", priority, START - timedelta(seconds=age), leaving)
+
+
+def test_the_lowest_priority_goes_then_the_youngest() -> None:
+    running = [_running("a", 1), _running("b", 0, age=9), _running("c", 0, age=5)]
+    jobs = [_job("1", 5, age=1), _job("2", 5)]
+    assert victims(jobs, running, {"w": 0}) == [Victim("c", "1"), Victim("b", "2")]
+
+
+def test_who_leaves_already_is_enough() -> None:
+    running = [_running("a"), _running("b", leaving=True)]
+    assert victims([_job("1", 5)], running, {"w": 0}) == []
+    assert victims([_job("1", 5), _job("2", 5)], running, {"w": 0}) == [Victim("a", "2")]
+
+
+def test_an_equal_priority_or_a_worker_that_is_too_small_ends_nobody() -> None:
+    assert victims([_job("1", 0)], [_running("a")], {"w": 0}) == []
+    assert victims([_job("1", 5, memory=9)], [_running("a")], {"w": 8}) == []
+    assert victims([_job("1", 5)], [_running("a")], {}) == [], "its worker gets no jobs"
+
+
+_held = st.lists(
+    st.builds(
+        lambda n, w, p, s, leaving: Running(n, w, p, START + timedelta(seconds=s), leaving),
+        st.uuids().map(str),
+        st.sampled_from("abc"),
+        st.integers(-3, 3),
+        st.integers(0, 50),
+        st.booleans(),
+    ),
+    max_size=12,
+    unique_by=lambda r: r.attempt_id,
+)
+
+
+@given(_jobs, _held, st.dictionaries(st.sampled_from("abc"), st.integers(0, 4)))
+def test_nobody_ends_in_vain(
+    jobs: list[Candidate], running: list[Running], memory: dict[str, int]
+) -> None:
+    chosen = victims(jobs, running, memory)
+    assert len({v.attempt_id for v in chosen}) == len({v.job_id for v in chosen}) == len(chosen)
+    by_id, urgent = {r.attempt_id: r for r in running}, {j.job_id: j for j in jobs}
+    for victim in chosen:
+        attempt, job = by_id[victim.attempt_id], urgent[victim.job_id]
+        assert attempt.priority < job.priority
+        assert not attempt.leaving
+        assert memory[attempt.worker_id] >= job.min_memory_bytes
