@@ -30,6 +30,9 @@ from scheduler.models import (
 )
 from scheduler.store.base import BLOBS, QUARANTINE, REGISTRY, STAGING, Driver, blob_key
 
+#: So many blobs are looked at in one go, without asking for 256 listings.
+FEW = 50_000
+
 
 def check(
     database: Database,
@@ -46,10 +49,11 @@ def check(
     look = _Look(database, driver, Report(deep), repair)
     tell("the database")
     look.at_database()
-    for number in range(256):
-        if number % 64 == 0:
-            tell(f"blobs, {number * 100 // 256} %")
-        look.at_blobs(f"{number:02x}")
+    prefixes = _prefixes(database)
+    for number, prefix in enumerate(prefixes):
+        if number % 32 == 0:
+            tell(f"blobs, {number * 100 // len(prefixes)} %")
+        look.at_blobs(prefix)
     tell("versions, checkpoints and aliases")
     fsckrows.check(database, driver, look.report, repair=repair)
     tell("heads and what is staged")
@@ -57,6 +61,13 @@ def check(
     look.at_staging()
     look.report.projects = _sizes(database)
     return look.report
+
+
+def _prefixes(database: Database) -> list[str]:
+    """Return by which first digits of their names blobs are looked at: all at once, if few."""
+    with database.reading() as session:
+        count = session.scalar(select(func.count()).select_from(Blob)) or 0
+    return [""] if count <= FEW else [f"{number:02x}" for number in range(256)]
 
 
 class _Look:
@@ -81,8 +92,9 @@ class _Look:
 
     def at_blobs(self, prefix: str) -> None:
         """Hold the rows whose sha256 begins with ``prefix`` against the store's listing."""
+        folder = f"{prefix}/" if prefix else ""
         listed = {
-            stored.key: stored.size for stored in self._driver.list(f"{BLOBS}sha256/{prefix}/")
+            stored.key: stored.size for stored in self._driver.list(f"{BLOBS}sha256/{folder}")
         }
         with self._database.reading() as session:
             rows = session.scalars(select(Blob).where(Blob.sha256.startswith(prefix))).all()

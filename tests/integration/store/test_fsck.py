@@ -48,7 +48,9 @@ def spoil(shop: Shop, sha256: str) -> None:
     shop.driver.put(blob_key(sha256), bytes(data))
 
 
-def test_a_sound_store_is_clean(shop: Shop) -> None:
+@pytest.mark.parametrize("few", [50_000, 3])
+def test_a_sound_store_is_clean(shop: Shop, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fsck, "FEW", few)
     report = fsck.check(shop.database, shop.driver, deep=True)
     assert report.clean
     assert report.findings == []
