@@ -44,12 +44,12 @@ def postgres_url() -> Iterator[str]:
                 if not patience:
                     raise
         url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-        _forget_durability(url)
+        forget_durability(url)
         yield url
         server.cleanup()
 
 
-def _forget_durability(server: str) -> None:
+def forget_durability(server: str) -> None:
     """Nothing has to survive a test: writing a hundred databases out at the end takes minutes."""
     engine = connect(server).execution_options(isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:

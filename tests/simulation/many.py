@@ -24,10 +24,12 @@ def bench(database: str) -> Iterator[Bench]:
         directory = Path(stack.enter_context(folder))
         url = f"sqlite:///{directory / 'simulation.db'}"
         if database == "postgresql":
-            given = os.environ.get("ESPALIER_TEST_DATABASE_URL")
-            server = given or stack.enter_context(postgres_server(directory))
-            from tests.conftest import create_database
+            from tests.conftest import create_database, forget_durability
 
+            server = os.environ.get("ESPALIER_TEST_DATABASE_URL")
+            if not server:
+                server = stack.enter_context(postgres_server(directory))
+                forget_durability(server)
             url = create_database(server.replace("postgresql://", "postgresql+psycopg://", 1))
         made = Bench(url)
         stack.callback(made.close)
