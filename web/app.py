@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from flask import Flask
@@ -15,9 +16,11 @@ from espalier.settings import settings as process_settings
 from scheduler.access import SESSION_LIFETIME
 from scheduler.blobs import Blobs
 from scheduler.db import Database
+from scheduler.queries.hub import wanted_upstream
 from scheduler.store import open_driver
 from scheduler.wake import Waker
 from web import agent, api, auth, headers, health, hub, pages, problems
+from web.mirror import Mirror
 from web.services import Services
 
 #: Bytes of a request's body, unless its address takes more (parts of uploads, data files).
@@ -29,9 +32,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     config = settings or process_settings()
     app = Flask("web")
     _configure(app, config)
+    database = Database(config.sql_url)
     app.extensions["espalier"] = Services(
         settings=config,
-        database=Database(config.sql_url),
+        database=database,
+        mirror=Mirror(config, partial(_wanted_upstream, database)),
         blobs=Blobs(open_driver(config), config),
         waker=Waker(config.broker_url) if config.broker_url else None,
     )
@@ -44,6 +49,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     headers.register(app)
     pages.register(app)
     return app
+
+
+def _wanted_upstream(database: Database) -> set[tuple[str, str]]:
+    with database.reading() as session:
+        return wanted_upstream(session)
 
 
 def _configure(app: Flask, config: Settings) -> None:

@@ -61,6 +61,22 @@ def require_worker() -> None:
     g.worker_id, g.actor = token.worker.id, access.worker_actor(token.worker)
 
 
+def require_reader() -> None:
+    """For the hub: whoever may use ``/api/v1``, and workers, whose inputs come from there."""
+    if g.get("actor") is None and _is_worker():
+        return require_worker()
+    return require_token()
+
+
+def _is_worker() -> bool:
+    try:
+        with services().database.reading() as db:
+            access.authenticate(db, bearer(), "worker")
+    except Unauthorized:
+        return False
+    return True
+
+
 def bearer() -> str:
     """Return the request's token. Raises Unauthorized."""
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")

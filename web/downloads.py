@@ -1,6 +1,6 @@
-"""A blob's bytes as an answer: Range, ETag, and a file name that cannot be anything else."""
+"""A file's bytes as an answer: Range, ETag, and a file name that cannot be anything else."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
 from flask import Response, request
@@ -8,6 +8,9 @@ from werkzeug.exceptions import RequestedRangeNotSatisfiable
 from werkzeug.http import is_resource_modified
 
 from web.services import services
+
+#: Yields the bytes from ``start`` to ``stop``.
+OpenRange = Callable[[int, int], Iterator[bytes]]
 
 
 def send_blob(
@@ -19,14 +22,23 @@ def send_blob(
     version is never mixed in; a protocol that knows the bytes by another digest gives that as
     ``etag``. Raises NotFound, Unavailable.
     """
-    etag = f'"{etag or sha256}"'
+
+    def opened(start: int, stop: int) -> Iterator[bytes]:
+        return services().blobs.open(sha256, start, stop - start)
+
+    return send_range(opened, size, etag or sha256, name)
+
+
+def send_range(opened: OpenRange | None, size: int, digest: str, name: str | None) -> Response:
+    """Return what ``opened`` yields of ``size`` bytes known as ``digest``, whole or a range."""
+    etag = f'"{digest}"'
     if not is_resource_modified(request.environ, etag=etag):
         return _headed(Response(status=304), etag, None)
     start, stop = _range(size, etag) or (0, size)
     partial = (start, stop) != (0, size)
     body: Iterator[bytes] = iter(())
-    if request.method != "HEAD" and stop > start:
-        body = services().blobs.open(sha256, start, stop - start)
+    if opened and request.method != "HEAD" and stop > start:
+        body = opened(start, stop)
     response = _headed(Response(body, status=206 if partial else 200), etag, name)
     response.content_length = stop - start
     if partial:

@@ -17,6 +17,7 @@ from espalier.settings import Settings
 from scheduler.blobs import Blobs
 from scheduler.db import Database
 from scheduler.wake import Waker
+from web.mirror import Mirror
 
 #: Seconds after its last look that somebody counts as watching.
 WATCH_SECONDS = 15.0
@@ -63,6 +64,7 @@ class Services:
     database: Database
     blobs: Blobs
     waker: Waker | None
+    mirror: Mirror
     watched: Watched = field(default_factory=Watched)
     throttle: Throttle = field(default_factory=Throttle)
 

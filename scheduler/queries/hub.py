@@ -15,10 +15,20 @@ from sqlalchemy.orm import Session, aliased, contains_eager
 
 from espalier.errors import EspalierError, NotFound
 from espalier.refs import ArtifactRef
-from espalier.states import ArtifactKind
+from espalier.states import JOB_OPEN, ArtifactKind
 from scheduler import registry
 from scheduler.access import Actor, visible_projects
-from scheduler.models import Alias, Artifact, Blob, Project, User, Version, VersionFile
+from scheduler.models import (
+    Alias,
+    Artifact,
+    Blob,
+    Job,
+    JobInput,
+    Project,
+    User,
+    Version,
+    VersionFile,
+)
 from scheduler.queries import Document, stamp
 from scheduler.queries.artifacts import find_artifact
 
@@ -277,3 +287,13 @@ def repositories(
     if author:
         query = query.where(Project.name == author)
     return [(artifact, version) for artifact, version in session.execute(query)]
+
+
+def wanted_upstream(session: Session) -> set[tuple[str, str]]:
+    """Return the (type, repository) of another hub that jobs wait for or use."""
+    rows = session.execute(
+        select(JobInput.role, JobInput.hub_repo)
+        .join(Job, Job.id == JobInput.job_id)
+        .where(JobInput.hub_repo.is_not(None), Job.state.in_(JOB_OPEN))
+    )
+    return {("datasets" if role == "data" else "models", str(repo)) for role, repo in rows}

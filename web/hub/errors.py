@@ -4,6 +4,7 @@ from flask import Response, jsonify
 
 from espalier.errors import EspalierError, NotFound, Unauthorized
 from scheduler.queries.hub import NoEntry, NoRevision
+from web.mirror.upstream import UpstreamRefusal
 
 _CODES: tuple[tuple[type[EspalierError], str], ...] = (
     (NoRevision, "RevisionNotFound"),
@@ -17,6 +18,8 @@ def answer(error: EspalierError) -> Response:
     response = jsonify(error=error.detail)
     response.status_code = error.status
     code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
+    if isinstance(error, UpstreamRefusal):
+        response.status_code, code = error.http_status, error.name
     if code:
         response.headers["X-Error-Code"] = code
     hint = f" {error.hint}" if error.hint else ""

@@ -106,9 +106,11 @@ class Door:
 class Site:
     """The app and its people: an admin, ada in `team`, eve in `elsewhere`."""
 
-    def __init__(self, url: str, directory: Path, broker_url: str) -> None:
+    def __init__(self, url: str, directory: Path, broker_url: str, **settings: Any) -> None:
         self.directory = directory
-        self.settings = Settings(data_dir=directory, database_url=url, broker_url=broker_url)
+        self.settings = Settings(
+            data_dir=directory, database_url=url, broker_url=broker_url, **settings
+        )
         self.app = create_app(self.settings)
         self.services: Services = self.app.extensions["espalier"]
         self.database: Database = self.services.database

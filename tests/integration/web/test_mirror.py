@@ -1,0 +1,232 @@
+"""The public hub through this one: fetched once, verified, kept; here it is a second Espalier."""
+
+import hashlib
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from pydantic import SecretStr
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from scheduler import access
+from tests.integration.web.site import MODEL, Door, Site, safetensors
+
+WEIGHTS = safetensors({"w": [1024, 1024]})  # 2 MiB: more than one chunk
+FILES = {**MODEL, "model.safetensors": WEIGHTS}
+
+
+@dataclass
+class Front:
+    """A WSGI server before an app, that counts what passes and breaks what it is told to."""
+
+    app: Callable[..., Iterable[bytes]]
+    seen: Counter[str] = field(default_factory=Counter)
+    tokens: set[str | None] = field(default_factory=set)
+    cut_after: list[int] = field(default_factory=list)  # bytes of the next answers' bodies
+    spoil: bool = False
+    hold: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.hold.set()
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        self.server: BaseWSGIServer = make_server("127.0.0.1", self.port, self, threaded=True)
+        self.port = self.server.port
+        self._thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self._thread.join()
+        self.server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        what = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO'].rpartition('/')[2]}"
+        self.seen[what] += 1
+        self.tokens.add(environ.get("HTTP_AUTHORIZATION"))
+        body = self.app(environ, start_response)
+        return self._weights(body) if what == "GET model.safetensors" else body
+
+    def _weights(self, body: Iterable[bytes]) -> Iterator[bytes]:
+        self.hold.wait(60)
+        left = self.cut_after.pop(0) if self.cut_after else 1 << 40
+        for chunk in body:
+            if self.spoil:
+                chunk = b"\xff" * len(chunk)
+            yield chunk[:left]
+            left -= len(chunk)
+            if left <= 0:
+                raise ConnectionAbortedError("cut by the test")
+
+
+@dataclass
+class Stage:
+    upstream: Front
+    ours: Front
+    site: Site
+    token: str  # of the upstream's person
+
+    def snapshot(self, folder: Path, revision: str | None = None) -> dict[str, bytes]:
+        where = snapshot_download(
+            "acme/tiny",
+            revision=revision,
+            endpoint=self.ours.url,
+            token=self.site.ada.token,
+            cache_dir=folder,
+        )
+        return {p.name: p.read_bytes() for p in Path(where).iterdir()}
+
+    def api(self) -> HfApi:
+        return HfApi(endpoint=self.ours.url, token=self.site.ada.token)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, broker_url: str) -> Iterator[Stage]:
+    def site(name: str, **settings: Any) -> Site:
+        (tmp_path / name).mkdir()
+        url = f"sqlite:///{tmp_path / name / 'espalier.db'}"
+        from scheduler.db import migrate
+
+        migrate(url)
+        return Site(url, tmp_path / name, broker_url, **settings)
+
+    far = site("far")
+    with far.database.transaction() as session:
+        access.project_for(session, access.SYSTEM, "acme", create=True)
+    far.admin.publish(tmp_path / "push", "acme/tiny", "model", FILES)
+    upstream = Front(far.app)
+    near = site(
+        "near",
+        upstream_hub=upstream.url,
+        upstream_token=SecretStr(far.admin.token),
+        upstream_allow=("acme/*",),
+        mirror_bytes=3 << 20,
+    )
+    ours = Front(near.app)
+    yield Stage(upstream, ours, near, far.admin.token)
+    for front in (ours, upstream):
+        front.stop()
+    near.close()
+    far.close()
+
+
+def test_a_repository_of_the_hub_behind_is_fetched_once(stage: Stage, tmp_path: Path) -> None:
+    stage.upstream.hold.clear()
+    found: list[dict[str, bytes]] = []
+    clients = [
+        threading.Thread(target=lambda n=n: found.append(stage.snapshot(tmp_path / f"cold-{n}")))
+        for n in range(3)
+    ]
+    for client in clients:
+        client.start()
+    while stage.ours.seen["GET model.safetensors"] < 3:  # all three wait for one download
+        threading.Event().wait(0.01)
+    stage.upstream.hold.set()
+    for client in clients:
+        client.join(60)
+    assert found == [FILES] * 3
+    assert stage.upstream.seen["GET model.safetensors"] == 1
+    assert stage.upstream.tokens == {f"Bearer {stage.token}"}, "nobody else's token goes there"
+    assert stage.snapshot(tmp_path / "warm") == FILES
+    assert stage.upstream.seen["GET model.safetensors"] == 1
+
+
+def test_what_was_fetched_is_served_while_the_hub_is_away(stage: Stage, tmp_path: Path) -> None:
+    commit = stage.api().model_info("acme/tiny").sha
+    assert stage.snapshot(tmp_path / "before") == FILES
+    stage.upstream.stop()
+    assert stage.snapshot(tmp_path / "by-branch") == FILES
+    assert stage.snapshot(tmp_path / "by-commit", commit) == FILES
+    with pytest.raises(HfHubHTTPError, match="does not answer") as away:
+        stage.api().model_info("acme/other")
+    assert away.value.response.status_code == 504
+    stage.upstream.start()
+
+
+def test_a_broken_download_goes_on_where_it_broke(stage: Stage, tmp_path: Path) -> None:
+    stage.upstream.cut_after = [700_000, 300_000]
+    assert stage.snapshot(tmp_path / "x") == FILES
+    assert stage.upstream.seen["GET model.safetensors"] == 3
+
+
+def test_a_part_that_a_crash_left_is_continued(stage: Stage, tmp_path: Path) -> None:
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    blobs = stage.site.directory / "mirror" / "blobs"
+    (blobs / f"{digest}.part").write_bytes(WEIGHTS[:1_500_000])
+    stage.upstream.cut_after = [len(WEIGHTS) - 1_500_000 + 1]  # the rest and no byte more
+    assert stage.snapshot(tmp_path / "x") == FILES
+    assert stage.upstream.seen["GET model.safetensors"] == 1
+
+
+def test_wrong_bytes_reach_nobody_whole(stage: Stage, tmp_path: Path) -> None:
+    stage.upstream.spoil = True
+    answer = stage.site.ada.http.get(
+        "/acme/tiny/resolve/main/model.safetensors",
+        headers={"Authorization": f"Bearer {stage.site.ada.token}"},
+    )
+    with pytest.raises(Exception, match="other bytes"):
+        answer.get_data()
+    assert not list((stage.site.directory / "mirror" / "blobs").glob("*.part"))
+    stage.upstream.spoil = False
+    assert stage.snapshot(tmp_path / "x") == FILES
+
+
+def test_refusals_are_the_hub_s_own(stage: Stage) -> None:
+    with pytest.raises(RepositoryNotFoundError):
+        stage.api().model_info("acme/absent")
+    with pytest.raises(HfHubHTTPError, match="not among the repositories") as refused:
+        stage.api().model_info("stranger/model")
+    assert refused.value.response.status_code == 403
+    assert not isinstance(refused.value, GatedRepoError)
+    before = stage.upstream.seen.total()
+    with pytest.raises(RepositoryNotFoundError):
+        stage.api().model_info("team/absent")  # a project of ours: its names stay here
+    assert stage.upstream.seen.total() == before
+
+
+def test_the_longest_unused_makes_room_but_never_what_a_job_needs(
+    stage: Stage, tmp_path: Path
+) -> None:
+    def unlike(seed: int) -> bytes:
+        noise = random.Random(seed).randbytes(len(WEIGHTS) - 1000)
+        return WEIGHTS[:1000] + noise
+
+    far = Door(stage.upstream.app, stage.token)
+    for n in (1, 2):
+        files = {**MODEL, "model.safetensors": unlike(n)}
+        assert far.publish(tmp_path / f"p{n}", f"acme/m{n}", "model", files).status_code == 201
+
+    def fetch(name: str) -> int:
+        return stage.site.ada.http.get(
+            f"/acme/{name}/resolve/main/model.safetensors",
+            headers={"Authorization": f"Bearer {stage.site.ada.token}"},
+        ).status_code
+
+    blobs = stage.site.directory / "mirror" / "blobs"
+    assert fetch("m1") == 200
+    first = hashlib.sha256(unlike(1)).hexdigest()
+    while not (blobs / first).exists():
+        threading.Event().wait(0.01)
+    os.utime(blobs / first, (0, 0))
+    stage.site.with_inputs()
+    spec = {"kind": "train", "model": "hf:acme/m1@main", "data": "team/sql", "iters": 10}
+    job = stage.site.ada.post("/jobs", {"spec": spec})
+    assert job.status_code == 201, job.json
+    assert fetch("m2") == 507, "m1 is needed, and both do not fit"
+    assert stage.site.ada.post(f"/jobs/{job.json['id']}/cancel").status_code == 200
+    assert fetch("m2") == 200
+    assert not (blobs / first).exists()
