@@ -156,17 +156,35 @@ def test_a_stack_comes_back_from_anything_and_leaves_nothing(tmp_path: Path) -> 
         assert not any(map(is_alive, everything))
 
 
+def _postmaster(data_dir: Path) -> psutil.Process | None:
+    """Return the embedded PostgreSQL's first process, if it runs."""
+    try:
+        pid = int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+        return psutil.Process(pid)
+    except (OSError, IndexError, psutil.NoSuchProcess):
+        return None
+
+
 @pytest.mark.slow
-def test_up_brings_its_own_postgresql(tmp_path: Path) -> None:
+def test_up_brings_its_own_postgresql_and_keeps_it(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with _up(data, "--postgres", "--workers", "0") as stack:
         assert "postgres" in stack.ready["pids"]
-        with Client(stack.ready["url"], stack.ready["token"]) as client:
+        with Client(stack.ready["url"], stack.ready["token"], backoff=(1.0,) * 90) as client:
             assert client.get("/api/v1/whoami")["is_admin"]
-        postmaster = psutil.Process(
-            int((data / "postgres" / "postmaster.pid").read_text().split()[0])
-        )
-        everything = [postmaster, *stack.everything()]
+            first = _postmaster(data)
+            assert first is not None
+            first.kill()  # the server
+            _until(lambda: _postmaster(data) not in (None, first))
+            assert client.get("/api/v1/whoami")["is_admin"]
+            holder = _recorded(data)["postgres"]
+            os.kill(holder, signal.SIGKILL)  # who holds it
+            _until(lambda: _recorded(data)["postgres"] != holder)
+            _until((data / "postgres.url").exists)
+            assert client.get("/api/v1/whoami")["is_admin"]
+        second = _postmaster(data)
+        assert second is not None
+        everything = [second, *stack.everything()]
         stack.process.terminate()
         assert stack.process.wait(PATIENCE) == 0
         _gone(everything)
