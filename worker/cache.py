@@ -113,8 +113,9 @@ class BlobCache:
                 log.info("cache: threw out %s (%d bytes)", path.name, stat.st_size)
         if missing > free:
             raise NoRoom(
-                f"The inputs need {missing:,} more bytes; the worker's disk has {max(free, 0):,} to"
-                f" give: {self._reserve:,} stay free for checkpoints and outputs.",
+                f"The inputs need {missing:,} more bytes; the worker's disk has"
+                f" {free + self._reserve:,} left, of which {self._reserve:,} stay free for"
+                " checkpoints and outputs.",
                 hint=f"Free space on the volume of {self._root}, or lower"
                 " ESPALIER_DISK_RESERVE_BYTES on this worker.",
             )

@@ -48,6 +48,9 @@ BACKOFF = (0.2, 0.5)
 STOP_SECONDS = 5.0
 #: Seconds from the end of all grace to the end of this process.
 KILL_SECONDS = 3.0
+#: Seconds for which a refused hello is tried again: a machine that has this worker's name, and has
+#: just ended for good, counts as there for a while.
+REFUSED_SECONDS = 30.0
 #: Names this token's state directory, beside its lock.
 _DIRECTORY = "directory"
 #: Heartbeats between two looks at disk and battery.
@@ -156,7 +159,15 @@ class Service:
                 for boot in ledger.ask(boot_id)
             ),
         )
-        return patiently(lambda: self._control.hello(hello), "Hello", time.sleep)
+        until = time.monotonic() + REFUSED_SECONDS
+        while True:
+            try:
+                return patiently(lambda: self._control.hello(hello), "Hello", time.sleep)
+            except Conflict as error:  # another machine has this name, or had it a moment ago
+                if time.monotonic() > until:
+                    raise
+                log.warning("not welcome yet: %s", error.detail)
+                time.sleep(REFUSED_SECONDS / 10)
 
     def _tools(self, welcome: Welcome, machine: Machine) -> Tools:
         home = self._settings.home / "cache"

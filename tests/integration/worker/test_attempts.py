@@ -1,5 +1,6 @@
 """What becomes of an attempt: real child, real HTTP, no Celery."""
 
+import errno
 import threading
 import time
 from dataclasses import replace
@@ -10,9 +11,14 @@ import pytest
 
 from espalier.messages import Checkpoint, Input
 from espalier.states import ArtifactKind, Reason
+from espalier.transfer import Transfer
 from tests.integration.worker.conftest import Place
 from tests.integration.worker.fake_control import TOKEN, Attempt, FakeControl
+from worker.cache import BlobCache
+from worker.inputs import Inputs
+from worker.ledger import Ledger
 from worker.runner import Runner
+from worker.spool import Spool
 from worker.stop import Why
 from worker.tools import Tools
 
@@ -290,3 +296,86 @@ def test_memory_is_sampled_from_outside(runner: Runner, control: FakeControl, pl
     ended(thread)
     assert attempt.finish is not None
     assert (attempt.finish.peak_memory_bytes or 0) > 1 << 20
+
+
+def test_inputs_that_do_not_fit_are_refused_before_any_is_fetched(
+    tools: Tools, transfer: Transfer, control: FakeControl, place: Place, tmp_path: Path
+) -> None:
+    cache = BlobCache(tmp_path / "small", 1 << 30, transfer, reserve=1 << 62)
+    small = replace(tools, inputs=Inputs(cache, tmp_path / "hub"))
+    attempt = place("train:1")
+    Runner(small, tmp_path / "attempts", on_drain=lambda: None).run(attempt.assignment.attempt_id)
+    assert attempt.finish is not None
+    assert attempt.finish.reason is Reason.DISK_FULL
+    assert attempt.finish.error is not None
+    assert "28 more bytes" in attempt.finish.error.message
+    assert "ESPALIER_DISK_RESERVE_BYTES" in (attempt.finish.error.hint or "")
+    assert control.downloads == []
+
+
+@pytest.mark.parametrize("at", ["begin", "fetch"])
+def test_a_full_disk_is_told_with_what_to_do(
+    runner: Runner, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if at == "begin":
+        monkeypatch.setattr(Ledger, "begin", full)
+    else:
+        monkeypatch.setattr(BlobCache, "lay_out", full)
+    attempt = place("train:1")
+    runner.run(attempt.assignment.attempt_id)
+    assert attempt.finish is not None
+    assert (attempt.finish.state, attempt.finish.reason) == ("failed", Reason.DISK_FULL)
+    assert attempt.finish.error is not None
+    assert "No space left" in attempt.finish.error.message
+    assert "bytes left" in attempt.finish.error.message
+    assert not list((tmp_path / "attempts").glob("*"))
+
+
+def test_a_disk_that_is_full_while_it_trains_costs_no_report(
+    runner: Runner, control: FakeControl, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spool keeps in memory what it cannot write; the checkpoint is published all the same."""
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Spool, "_put", full)
+    monkeypatch.setattr("worker.ledger._cut_off", full)
+    attempt = place("train:7 output:1000")
+    runner.run(attempt.assignment.attempt_id)
+    assert attempt.finish is not None
+    assert attempt.finish.state == "succeeded"
+    assert attempt.steps() == list(range(1, 8))
+    assert [c.step for c in attempt.checkpoints] == [5]
+
+
+def test_a_claim_that_was_taken_and_not_answered_is_asked_again(
+    runner: Runner, control: FakeControl, place: Place
+) -> None:
+    control.unanswered = {"claim"}
+    attempt = place("train:1")
+    thread = begin(runner, attempt)
+    control.until(lambda: attempt.claims >= 2)
+    control.unanswered = set()
+    ended(thread, 60.0)
+    assert attempt.finish is not None
+    assert attempt.finish.state == "succeeded"
+
+
+def test_a_pause_does_not_throw_away_work_that_is_done(
+    runner: Runner, control: FakeControl, place: Place
+) -> None:
+    control.store_away = True
+    attempt = place("train:3 output:1000")
+    thread = begin(runner, attempt)
+    control.until(lambda: any(e.type == "phase" and e.name == "publishing" for e in attempt.events))
+    attempt.pause = True
+    reports = len(attempt.arrivals)
+    control.until(lambda: len(attempt.arrivals) > reports + 1)
+    control.store_away = False
+    ended(thread, 60.0)
+    assert attempt.finish is not None
+    assert attempt.finish.state == "succeeded"

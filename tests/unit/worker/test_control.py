@@ -1,7 +1,7 @@
 import pytest
 
-from espalier.errors import EspalierError, InvalidInput, LeaseLost, Unavailable
-from worker.control import BACKOFF, FAULT_TRIES, patiently
+from espalier.errors import Conflict, EspalierError, InvalidInput, LeaseLost, Unavailable
+from worker.control import BACKOFF, FAULT_TRIES, WORK_TRIES, is_final_for_work, patiently
 
 
 class Answers:
@@ -46,3 +46,16 @@ def test_waiting_may_give_up() -> None:
 
     with pytest.raises(TimeoutError):
         patiently(Answers(Unavailable("away")), "Trying", give_up)
+
+
+def test_finished_work_is_offered_for_longer() -> None:
+    faults = [EspalierError("the store's driver raised")] * WORK_TRIES
+    at_once = [Conflict("somebody wrote at the same moment")]
+    for errors in (faults, at_once):
+        answers = Answers(*errors)
+        assert patiently(answers, "Trying", answers.waits.append, is_final_for_work) == "there"
+    for error in (LeaseLost("gone"), InvalidInput("no")):
+        refused = Answers(error)
+        with pytest.raises(type(error)):
+            patiently(refused, "Trying", refused.waits.append, is_final_for_work)
+        assert refused.waits == []

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -175,3 +176,68 @@ def test_giving_up_leaves_the_rest_unsent(plane: Plane, reports: Reporter) -> No
         reports.flush(give_up)
     reports.close()
     assert plane.reports == []
+
+
+def test_what_is_settled_is_on_the_disk_before_anybody_hears_of_it(
+    plane: Plane, reports: Reporter, tmp_path: Path
+) -> None:
+    plane.judge = lambda report: Unavailable("away")
+    for step in range(1, 1201):
+        reports.event(metrics(step))
+    reports.log(b"step 1\n")
+    reports.settle()
+    found = []
+    left = Spool(tmp_path / "spool")  # as the worker's next start opens it
+    while report := left.head():
+        found += [event.step for event in report.events if event.type == "metrics"]
+        left.pop()
+    assert found == list(range(1, 1201))
+    reports.close()
+
+
+def test_the_next_process_sends_what_was_left_under_its_own_name(
+    plane: Plane, reports: Reporter, tmp_path: Path
+) -> None:
+    plane.judge = lambda report: Unavailable("away")
+    reports.event(metrics(1))
+    reports.settle()
+    reports.close()
+    plane.judge = lambda report: None
+    client = Client("http://plane.test", transport=httpx.MockTransport(plane), backoff=())
+    handlers = Handlers(orders=plane.on_orders, lost=plane.on_lost)
+    spool = Spool(tmp_path / "spool")
+    successor = Reporter(Control(client, "boot-2"), "a1", spool, handlers, 30.0)
+    successor.start()
+    successor.event(phase("salvaging"))
+    successor.flush(pause)
+    successor.close()
+    assert {report.boot_id for report in plane.reports} == {"boot-2"}
+    assert [report.seq for report in plane.reports] == sorted({r.seq for r in plane.reports})
+    assert [e.type for r in plane.reports for e in r.events] == ["metrics", "phase"]
+
+
+def test_log_text_without_room_is_dropped_and_the_log_says_so(plane: Plane, tmp_path: Path) -> None:
+    away = threading.Event()
+    away.set()
+    plane.judge = lambda report: Unavailable("away") if away.is_set() else None
+    client = Client("http://plane.test", transport=httpx.MockTransport(plane), backoff=())
+    handlers = Handlers(orders=plane.on_orders, lost=plane.on_lost)
+    spool = Spool(tmp_path / "spool", max_bytes=8000)
+    made = Reporter(Control(client, "boot"), "a1", spool, handlers, 30.0)
+    for line in range(50):
+        made.log(b"%03d " % line + b"x" * 95 + b"\n")
+        made.event(metrics(line + 1))
+        made.settle()
+    away.clear()
+    made.start()
+    made.flush(pause)
+    made.close()
+    text = "".join(c.text for r in plane.reports for c in r.log)
+    assert [e.step for r in plane.reports for e in r.events if e.type == "metrics"] == list(
+        range(1, 51)
+    )
+    assert text.startswith("000 xxx")
+    kept = text.count("x\n")
+    assert f"[{(50 - kept) * 100} bytes of output were dropped here]" in text
+    offsets = [(c.offset, len(c.text)) for r in plane.reports for c in r.log]
+    assert all(a + size == b for (a, size), (b, _) in pairwise(offsets))
