@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import EspalierError
 from scheduler.db import Database
-from scheduler.models import Artifact, Attempt, Event, Job, LogChunk, Version
+from scheduler.models import Artifact, Attempt, Event, Job, LogChunk, Metric, Version
 from scheduler.store.base import Driver, blob_key
 from tests.faults.storm import FAULTS, Kill
 
@@ -58,6 +58,18 @@ def published_twice(database: Database) -> list[str]:
             makers = {v.attempt_id for v in job.outputs}
             if len(done) != 1 or makers - set(done) or len(roles) != len(set(roles)):
                 lines.append(f"{job.id}: succeeded {done}, published {roles} by {makers}")
+        return lines
+
+
+def holes(database: Database, iters: int) -> list[str]:
+    """Return a line for each training whose curve is not whole: every step's loss was reported."""
+    with database.reading() as session:
+        lines = []
+        for job in session.scalars(select(Job).where(Job.kind == "train")):
+            points = select(Metric).where(Metric.job_id == job.id)
+            known = {m.step for m in session.scalars(points) if "train_loss" in m.values}
+            if missing := sorted(set(range(1, iters + 1)) - known):
+                lines.append(f"{job.id} {job.name}: no loss at steps {missing}")
         return lines
 
 

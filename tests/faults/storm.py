@@ -12,7 +12,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,10 @@ FAULTS = (
     *("web", "scheduler", "broker", "broker wiped", "worker", "machine", "child"),
     *("postgresql", "s3"),
 )
+#: What an embedded stack has of it.
+EMBEDDED_FAULTS = ("web", "scheduler", "broker", "worker", "machine", "child")
+#: What a role says in its log when it works.
+READY = {"scheduler": "The scheduler runs", "valkey": "Ready to accept connections"}
 #: Seconds between looks.
 TICK = 0.1
 #: Seconds for a killed thing to be back, and for something to be there to kill.
@@ -63,29 +67,34 @@ class Kill:
 
 @dataclass
 class Storm:
-    """Kills over one stack and its servers, while jobs are under way."""
+    """Kills over one stack and its servers, while jobs are under way.
+
+    To be made before they are submitted: its pace goes by how long they have been at it.
+    """
 
     stack: Up
-    team: Team
     database: Database
     seed: int
+    team: Team | None = None  # its servers, where they are not the stack's own
     kills: list[Kill] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+        self._began = time.monotonic()
         self._aftermaths: list[threading.Thread] = []
         self._errors: list[BaseException] = []
         self._down: set[str] = set()
         self._ended = (0, 1)
         self._share = 0.02
 
-    def rage(self, count: int) -> None:
+    def rage(self, count: int, of: Sequence[str]) -> None:
         """Kill ``count`` times, each fault as often as the others, before the jobs have ended."""
-        faults = [FAULTS[n % len(FAULTS)] for n in range(count)]
+        print(f"\n{count} kills, seed {self.seed}:")
+        faults = [of[n % len(of)] for n in range(count)]
         self._random.shuffle(faults)
-        began = time.monotonic()
         for left, fault in zip(range(count, 0, -1), faults, strict=True):
-            pause = self._random.uniform(0.0, 2.0) * self._pace(left, time.monotonic() - began)
+            elapsed = time.monotonic() - self._began
+            pause = self._random.uniform(0.0, 2.0) * self._pace(left, elapsed)
             time.sleep(pause)  # the random moment itself
             self._strike(fault)
         for aftermath in self._aftermaths:
@@ -123,22 +132,24 @@ class Storm:
 
     def _strike(self, fault: str) -> None:
         if fault in ("web", "scheduler"):
-            self._strike_role(fault)
+            self._strike_role(fault, fault)
+        elif fault == "broker" and self.team is None:
+            self._strike_role(fault, "valkey")
         elif fault in ("worker", "machine", "child"):
             self._strike_worker(fault)
         else:
             self._strike_server(fault)
 
-    def _strike_role(self, role: str) -> None:
+    def _strike_role(self, fault: str, role: str) -> None:
         pid = _until(lambda: self._role(role), f"a {role} to kill")
         log = _Log(self.stack.data_dir / "logs" / f"{role}.log")
-        kill = self._kill(role, role, pid)
+        kill = self._kill(fault, role, pid)
         if role == "web":
             self._follow(
                 kill, lambda: self._role(role) not in (None, pid) and self._serves("/healthz")
             )
         else:
-            self._follow(kill, lambda: log.says("The scheduler runs"))
+            self._follow(kill, lambda: log.says(READY[role]))
 
     def _strike_worker(self, fault: str) -> None:
         busy = _until(self._busy_worker, "a worker with a child to kill")
@@ -156,6 +167,7 @@ class Storm:
         self._follow(kill, lambda: log.says("ready"))
 
     def _strike_server(self, fault: str) -> None:
+        assert self.team is not None
         server = {s.name: s for s in self.team.servers()}[fault.removesuffix(" wiped")]
         _until(lambda: server.name not in self._down, f"{server.name} to be back")
         self._down.add(server.name)
