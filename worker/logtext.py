@@ -1,5 +1,6 @@
 """The child's output as text: cut where characters and lines end, counted in bytes of UTF-8."""
 
+import re
 import threading
 
 from espalier.messages import LogChunk
@@ -10,6 +11,7 @@ CHUNK_BYTES = 64 << 10
 PENDING_BYTES = 4 << 20
 #: Bytes kept of the end of the log, to tell why a child died.
 TAIL_BYTES = 16 << 10
+_NOTE = re.compile(rb"\n\[(\d+) bytes of output were dropped here\]\n")
 
 
 class LogText:
@@ -35,6 +37,8 @@ class LogText:
         """Throw out what waits: there is no room for it. What comes after it will say so."""
         with self._lock:
             self._dropped += len(self._pending)
+            for note in _NOTE.finditer(self._pending):  # it stands for more than its own bytes
+                self._dropped += int(note[1]) - len(note[0])
             self._pending.clear()
 
     def _own_up(self) -> None:
