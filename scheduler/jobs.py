@@ -139,7 +139,11 @@ def preempt(session: Session, attempt: Attempt, urgent: Job, moment: datetime) -
 
 
 def own_attempt(session: Session, worker: Worker, attempt_id: str) -> Attempt:
-    """Return the worker's attempt, locked; another's is as unknown as none."""
+    """Return the worker's attempt, locked; another's is as unknown as none.
+
+    Whoever says hello for the worker's next process locks its attempts first: so the worker's
+    ``boot_id``, read behind this lock, is that of the process that counts now.
+    """
     attempt = session.scalar(
         select(Attempt)
         .where(Attempt.id == attempt_id, Attempt.worker_id == worker.id)
@@ -148,6 +152,7 @@ def own_attempt(session: Session, worker: Worker, attempt_id: str) -> Attempt:
     )
     if attempt is None:
         raise NotFound(f"Worker {worker.name} has no attempt {attempt_id}.")
+    session.refresh(worker, ["boot_id"])
     return attempt
 
 

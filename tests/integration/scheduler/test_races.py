@@ -13,15 +13,16 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from espalier.errors import Conflict, EspalierError, LeaseLost
-from espalier.messages import Claim, Report
+from espalier.messages import Claim, Hello, Report
+from espalier.settings import Settings
 from espalier.specs import JobRequest, parse
 from espalier.states import ATTEMPT_LIVE, AttemptState, JobState, Reason
-from scheduler import assignments, ingest, jobs, requests, submit
+from scheduler import assignments, fleet, ingest, jobs, requests, submit
 from scheduler.db import now
 from scheduler.dispatch import Ticket
 from scheduler.models import Attempt, Event, Job, Worker
 from scheduler.placement import Placement
-from tests.integration.scheduler.stack import Stack
+from tests.integration.scheduler.stack import MACHINE, Stack
 
 Step = Callable[[Session], object]
 _WAITING = text(
@@ -270,6 +271,36 @@ def test_a_tick_leaves_a_lease_alone_that_is_being_renewed(stack: Stack) -> None
     stack.tick()
     assert stack.job(job_id).state == JobState.RUNNING
     assert stack.job(job_id).lost == 0
+
+
+def _hello(stack: Stack, worker_id: str) -> Step:
+    message = Hello(boot_id="next", machine=MACHINE, slots=1)
+    config = Settings(broker_url="redis://unused")
+
+    def hello(session: Session) -> None:
+        fleet.hello(session, session.get_one(Worker, worker_id), message, config)
+
+    return hello
+
+
+def test_a_claim_of_the_process_before_is_refused(stack: Stack) -> None:
+    worker_id = stack.worker()
+    stack.submit()
+    (ticket,) = stack.tick()
+    error = _overlap(stack, _hello(stack, worker_id), _claim(stack, ticket))
+    assert isinstance(error, LeaseLost)
+    stack.boots[worker_id] = "next"
+    assert stack.tick() == [ticket], "the next process gets a ticket of its own"
+    stack.claim(ticket)
+
+
+def test_a_report_of_the_process_before_adopts_nothing(stack: Stack) -> None:
+    worker_id = stack.worker()
+    job_id = stack.submit()
+    ticket = stack.claimed()
+    error = _overlap(stack, _hello(stack, worker_id), _report(stack, ticket))
+    assert isinstance(error, LeaseLost)
+    assert stack.job(job_id).attempts[0].reason == Reason.WORKER_CRASHED
 
 
 # --- What waits for two -------------------------------------------------------------------
