@@ -58,7 +58,7 @@ def run(config: Settings) -> None:
     log.info("The scheduler runs.")
     try:
         while True:
-            waker.wait(_tick(dispatcher))
+            waker.wait(_tick(dispatcher, waker))
             housekeeping.look()
     finally:
         dispatcher.resign()
@@ -72,8 +72,10 @@ def _open_driver(config: Settings) -> Driver:
     return open_driver(config)
 
 
-def _tick(dispatcher: Dispatcher) -> float:
+def _tick(dispatcher: Dispatcher, waker: Waker) -> float:
     try:
+        if waker.forgot():
+            dispatcher.send_again()
         return dispatcher.tick()
     except OperationalError as error:
         log.warning("The database is away; leases get their grace when it is back: %s", error)

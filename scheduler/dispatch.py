@@ -73,6 +73,18 @@ class Dispatcher:
         with self._database.reading() as session:
             return self._next_due(session)
 
+    def send_again(self) -> None:
+        """Let the next tick send all unclaimed tickets: the broker has forgotten them.
+
+        Nobody has to wait for the claim timeout, and none of the forgotten counts against a worker.
+        """
+        with self._database.transaction() as session:
+            session.execute(
+                update(Attempt)
+                .where(Attempt.state == AttemptState.PLACED, Attempt.published_at.is_not(None))
+                .values(published_at=None, published=Attempt.published - 1)
+            )
+
     def forgive(self) -> None:
         """Start the grace anew: the database was away, so nobody could report."""
         self._grace_until = None

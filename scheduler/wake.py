@@ -10,6 +10,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 KEY = "espalier:wake"
+#: Is there as long as the broker remembers what it was given.
+MARK = "espalier:remembers"
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +35,16 @@ class Waker:
                 pipe.execute()
         except RedisError as error:
             log.warning("The broker is away; the scheduler will find the work itself: %s", error)
+
+    def forgot(self) -> bool:
+        """Return whether the broker has forgotten everything since it was last asked.
+
+        True also when it was never asked before; False while it is away.
+        """
+        try:
+            return bool(self._ring.set(MARK, 1, nx=True))
+        except RedisError:
+            return False
 
     def ping(self) -> None:
         """Raise RedisError when the broker does not answer."""
