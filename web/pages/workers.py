@@ -18,12 +18,13 @@ from web.services import services
 
 #: A worker's state → what it means for the team, and what to do.
 TOLD = {
-    "away": "Not heard of lately. What it holds is given to another worker when its lease ends;"
-    " if it comes back before, it goes on. Is it asleep, or off the network?",
+    "away": "Not heard of lately. Is it asleep, or off the network?",
     "suspect": "It did not begin what it was given, time after time. It gets a job now and then"
     " until it begins one. Starting it anew clears this; its own log says why.",
     "draining": "It finishes what it holds and takes nothing more.",
+    "idle": "Waits for work.",
 }
+HELD = " What it holds goes to another worker when its lease ends; back before, it goes on."
 
 
 @pages.get("/workers")
@@ -72,4 +73,9 @@ def _fleet(who: Actor) -> Document:
     with reading() as db:
         found = list_workers(db, who, services().settings)
         running = jobs_on(db, who, [worker["id"] for worker in found])
-    return {"workers": found, "running": running, "told": TOLD}
+    return {"workers": found, "running": running, "told": {w["id"]: _told(w) for w in found}}
+
+
+def _told(worker: Document) -> str:
+    held = HELD if worker["state"] == "away" and worker["busy_slots"] else ""
+    return TOLD.get(worker["state"], "") + held
