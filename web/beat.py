@@ -10,16 +10,20 @@ from scheduler.db import Database
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two beats: two may be missed before the door counts as shut.
-EVERY = leader.DOOR / 3
+#: Beats while one of them lasts: two may be missed before the door counts as shut.
+BEATS = 3
 
 
 class Beat:
-    """A thread that renews this process's presence; one a process, made after the fork."""
+    """A thread that renews this process's presence; one a process, made after the fork.
 
-    def __init__(self, database: Database, every: float = EVERY) -> None:
+    A beat lasts less than an attempt's lease (``lease_seconds``): a door that was shut for so
+    long that a lease may have ended has to be seen as one.
+    """
+
+    def __init__(self, database: Database, lease_seconds: float) -> None:
         self._database = database
-        self._every = every
+        self._lasts = min(leader.DOOR, lease_seconds / 2)
         self._holder = f"{socket.gethostname()[:48]}:{os.getpid()}"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="beat", daemon=True)
@@ -37,7 +41,7 @@ class Beat:
         while not self._over.is_set():
             try:
                 with self._database.transaction() as session:
-                    leader.beat(session, leader.WEB, self._holder)
+                    leader.beat(session, leader.WEB, self._holder, self._lasts)
             except Exception as error:  # whatever it is, the next beat tries again
                 if not away:
                     log.warning("The database does not take a beat: %s", type(error).__name__)
@@ -46,4 +50,4 @@ class Beat:
                 if away:
                     log.info("The database takes beats again")
                 away = False
-            self._over.wait(self._every)
+            self._over.wait(self._lasts / BEATS)

@@ -40,7 +40,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
         app = create_app()
         found: Services = app.extensions["espalier"]
-        beat = Beat(found.database)
+        beat = Beat(found.database, found.settings.lease_seconds)
         beat.start()
         self.cfg.set("worker_exit", lambda _server, _worker: beat.stop())
         return app
