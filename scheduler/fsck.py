@@ -149,8 +149,7 @@ class _Look:
             self.report.found("blob", row.sha256, problem, advice, repaired=remade)
             if remade:
                 return
-        if self._repair:
-            self._put_aside(row)
+        if self._repair and self._put_aside(row):
             with self._database.transaction() as session:
                 mark_damaged(session, [row.sha256])
                 if not users:
@@ -163,10 +162,14 @@ class _Look:
         self._heal(row)
         return True
 
-    def _put_aside(self, row: Blob) -> None:
+    def _put_aside(self, row: Blob) -> bool:
+        """Move wrong bytes away; False when somebody has uploaded the right ones meanwhile."""
         key = blob_key(row.sha256)
         if self._driver.size(key) is not None:
+            if not self._hash_problem(row):
+                return False
             self._driver.move(key, f"{QUARANTINE}{row.sha256}")
+        return True
 
     def _healed(self, row: Blob) -> None:
         problem = "it counts as lost, and its bytes are there and right"

@@ -7,6 +7,7 @@ not what their name said (scheduler.fsck). Digests, sizes and owners live in SQL
 trusted with bytes only.
 """
 
+import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,8 @@ from espalier.errors import EspalierError, InvalidInput
 CHUNK = 1 << 20
 #: S3 takes so many parts an object; a larger upload gets larger parts.
 MAX_PARTS = 10_000
+#: What a full disk, or a person's full share of it, answers.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 BLOBS, STAGING, REGISTRY, QUARANTINE = "blobs/", "staging/", "registry/", "quarantine/"
 
 

@@ -20,6 +20,7 @@ from espalier.ids import new_id
 from espalier.refs import check_path
 from scheduler.store.base import (
     CHUNK,
+    FULL,
     STAGING,
     OpenParts,
     Part,
@@ -211,7 +212,7 @@ class Directory:
         except OSError as error:
             room = self.room()
             free = "" if room is None else f" ({room >> 20} MiB free)"
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise StorageFull(
                     f"The disk of the store in {self.root} is full{free}.",
                     hint="Make room there, or let garbage collection do it; then try again.",
@@ -222,8 +223,6 @@ class Directory:
             ) from error
 
 
-#: What a full disk, or a person's full share of it, answers.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 #: Another disk, too many links, a file system without any.
 _NO_LINKS = frozenset({errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP})
 

@@ -23,6 +23,7 @@ from espalier.ids import new_id
 from espalier.settings import Settings
 from scheduler.store.base import (
     CHUNK,
+    FULL,
     MAX_PARTS,
     OpenParts,
     Part,
@@ -314,7 +315,8 @@ def _spool(data: Iterable[bytes], body: IO[bytes]) -> None:
         try:
             body.write(chunk)
         except OSError as error:
-            raise Unavailable(
+            kind = StorageFull if error.errno in FULL else Unavailable
+            raise kind(
                 f"A part cannot be held in the temporary folder: {error.strerror}.",
                 hint="Make room there, or point TMPDIR elsewhere.",
             ) from error
