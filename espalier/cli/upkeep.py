@@ -30,7 +30,7 @@ from espalier.cli.up import DataDirFlag
 from espalier.errors import EspalierError, InvalidInput
 from espalier.settings import Settings, settings
 
-#: Lines of a program that failed which are shown.
+#: Lines that are shown of a program that failed; orphans that are named.
 _LINES = 12
 
 
@@ -153,6 +153,8 @@ def _show_report(found: Mapping[str, Any]) -> None:
             f"{found['orphans']} objects of {size_text(found['orphan_bytes'])} belong to nothing:"
             " garbage collection takes them after its grace."
         )
+        for name in found["orphan_names"][:_LINES]:
+            console.print(f"  {plain(name)}", markup=False)
     wrong = sum(not f["repaired"] for f in found["findings"])
     console.print("Nothing is wrong." if not wrong else f"[bold red]{wrong} wrong.[/]")
 
