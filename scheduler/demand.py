@@ -59,15 +59,19 @@ def running(session: Session, moment: datetime, workers: Sequence[str]) -> list[
 
 
 def candidates(
-    session: Session, moment: datetime, workers: Sequence[Capacity], held: Sequence[Running]
+    session: Session,
+    moment: datetime,
+    workers: Sequence[Capacity],
+    held: Sequence[Running],
+    most: int,
 ) -> list[Candidate]:
     """Queued jobs that no attempt holds and whose backoff is over, best first.
 
-    Of jobs that need the same memory only as many are of use as there are slots to get. So many
-    of each need are read, and none that fit no worker: whatever stands at the head of the queue,
-    what fits behind it is seen.
+    Of jobs that need the same memory only as many are of use as there are slots to get, or as
+    are placed at once (``most``). So many of each need are read, and none that fit no worker:
+    whatever stands at the head of the queue, what fits behind it is seen.
     """
-    slots = sum(max(w.free, 0) for w in workers) + len(held)
+    slots = min(sum(max(w.free, 0) for w in workers) + len(held), most)
     if not slots:
         return []
     live = select(Attempt.id).where(Attempt.job_id == Job.id, Attempt.state.in_(ATTEMPT_LIVE))

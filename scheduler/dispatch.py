@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
 #: Seconds after which another scheduler looks again whether it may lead.
 FOLLOW_SECONDS = 1.0
+#: Jobs placed in one transaction: reports wait for it on SQLite. The next tick follows at once.
+BATCH = 100
 #: A scheduler that did not tick for so long was away, and so, perhaps, was all the machine.
 GAP_SECONDS = 3 * IDLE_SECONDS
 
@@ -55,6 +57,7 @@ class Dispatcher:
         self._lease = timedelta(seconds=config.lease_seconds)
         self._grace_until: datetime | None = None
         self._looked: datetime | None = None
+        self._more = False
 
     def tick(self) -> float:
         """Do what is due; return the seconds until something may be due again."""
@@ -70,6 +73,8 @@ class Dispatcher:
             tickets += self._place(session, moment)
             tickets += _rings(session, moment)
         self._send(tickets, moment)
+        if self._more:
+            return 0.0
         with self._database.reading() as session:
             return self._next_due(session)
 
@@ -153,10 +158,11 @@ class Dispatcher:
     def _place(self, session: Session, moment: datetime) -> list[Ticket]:
         workers = list(demand.capacities(session, moment, self._config))
         running = demand.running(session, moment, [w.worker_id for w in workers])
-        queued = demand.candidates(session, moment, workers, running)
+        queued = demand.candidates(session, moment, workers, running, BATCH)
         placements = place(queued, [w for w in workers if w.free > 0])
+        self._more = len(placements) >= BATCH
         tickets = []
-        for placement in placements:
+        for placement in placements[:BATCH]:
             with _apart(session, placement.job_id):
                 attempt = jobs.place(session, placement, moment)
                 if attempt is not None:

@@ -90,6 +90,18 @@ def test_another_scheduler_leads_when_the_first_is_gone(timed: Stack, clock: Clo
         assert timed.dispatcher.tick() != FOLLOW_SECONDS
 
 
+def test_many_jobs_are_placed_in_several_ticks_that_follow_at_once(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.dispatch.BATCH", 3)
+    stack.worker(slots=7)
+    submitted = [stack.submit() for _ in range(8)]
+    assert [stack.dispatcher.tick() for _ in range(2)] == [0.0, 0.0]
+    assert stack.dispatcher.tick() > 0
+    assert len(stack.sent) == 7
+    assert stack.job(submitted[-1]).attempts == []
+
+
 # --- Silence that proves nothing ----------------------------------------------------------
 
 
