@@ -80,6 +80,14 @@ def _until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.2)  # between looks
 
 
+def _workers_on(disk: Path, home: Path) -> None:
+    """Have all that the stack's workers write on ``disk``: inputs, attempts, spools."""
+    home.mkdir(mode=0o700)
+    for name in ("cache", "workers"):
+        (disk / name).mkdir(parents=True)
+        (home / name).symlink_to(disk / name)
+
+
 def _push(stack: Up, tiny_model: Path, dataset: Path) -> None:
     stack.run("model", "push", str(tiny_model), "team/tiny")
     stack.run("dataset", "push", str(dataset), "team/textsql")
@@ -131,9 +139,7 @@ def test_a_full_control_plane_says_so_keeps_nothing_half_and_goes_on(
 ) -> None:
     with small_disk(tmp_path / "disk", 128 * MIB) as disk:
         home = disk.path / "data"
-        home.mkdir(mode=0o700)
-        (tmp_path / "workers").mkdir()
-        (home / "workers").symlink_to(tmp_path / "workers")  # their disk is another one
+        _workers_on(tmp_path / "another", home)
         with up(home, settings=SHORT) as stack:
             _push(stack, tiny_model, dataset)
             before = _fsck(stack)
@@ -203,41 +209,45 @@ def test_a_worker_without_room_refuses_before_it_starts_and_works_when_there_is_
     tmp_path: Path, tiny_model: Path, dataset: Path
 ) -> None:
     home = tmp_path / "data"
-    with small_disk(home / "workers" / "1", 64 * MIB) as disk, up(home, settings=SHORT) as stack:
-        _push(stack, tiny_model, dataset)
-        disk.fill(leave=4 * MIB)
-        job_id = _train(stack, "refused", 10, save_every=5)
-        job = stack.wait_for(job_id, lambda j: _full(j))
-        assert not job["attempts"][0]["resumed_from_step"]
-        events = str(stack.json("events", job_id)["events"])
-        assert "bytes" in events
-        disk.make_room()
-        stack.run("wait", job_id)
-        job = stack.job(job_id)
-        assert job["state"] == "succeeded"
-        assert {a["reason"] for a in job["attempts"][:-1]} == {"disk_full"}
-        assert _fsck(stack)["findings"] == []
+    with small_disk(tmp_path / "disk", 64 * MIB) as disk:
+        _workers_on(disk.path, home)
+        with up(home, settings=SHORT) as stack:
+            _push(stack, tiny_model, dataset)
+            disk.fill(leave=4 * MIB)
+            job_id = _train(stack, "refused", 10, save_every=5)
+            job = stack.wait_for(job_id, lambda j: _full(j))
+            assert not job["attempts"][0]["resumed_from_step"]
+            events = str(stack.json("events", job_id)["events"])
+            assert "bytes" in events
+            disk.make_room()
+            stack.run("wait", job_id)
+            job = stack.job(job_id)
+            assert job["state"] == "succeeded"
+            assert {a["reason"] for a in job["attempts"][:-1]} == {"disk_full"}
+            assert _fsck(stack)["findings"] == []
 
 
 def test_a_worker_whose_disk_fills_keeps_its_checkpoints_and_resumes(
     tmp_path: Path, tiny_model: Path, dataset: Path
 ) -> None:
     home = tmp_path / "data"
-    with small_disk(home / "workers" / "1", 64 * MIB) as disk, up(home, settings=SHORT) as stack:
-        _push(stack, tiny_model, dataset)
-        job_id = _train(stack, "resumed", 200, save_every=20)
-        stack.wait_for(job_id, lambda j: _checkpoints(stack, job_id))
-        disk.fill()
-        stack.wait_for(job_id, _full)
-        disk.make_room()
-        stack.run("wait", job_id)
-        job = stack.job(job_id)
-        assert job["state"] == "succeeded"
-        assert job["attempts"][-1]["resumed_from_step"] >= 20, "the work was not begun anew"
-        assert {a["reason"] for a in job["attempts"][:-1]} == {"disk_full"}
-        steps = _steps(stack, job_id)
-        assert steps == list(range(5, 201, 5)), "every step was told, once"
-        assert _fsck(stack)["findings"] == []
+    with small_disk(tmp_path / "disk", 64 * MIB) as disk:
+        _workers_on(disk.path, home)
+        with up(home, settings=SHORT) as stack:
+            _push(stack, tiny_model, dataset)
+            job_id = _train(stack, "resumed", 200, save_every=20)
+            stack.wait_for(job_id, lambda j: _checkpoints(stack, job_id))
+            disk.fill()
+            stack.wait_for(job_id, _full)
+            disk.make_room()
+            stack.run("wait", job_id)
+            job = stack.job(job_id)
+            assert job["state"] == "succeeded"
+            assert job["attempts"][-1]["resumed_from_step"] >= 20, "the work was not begun anew"
+            assert {a["reason"] for a in job["attempts"][:-1]} == {"disk_full"}
+            steps = _steps(stack, job_id)
+            assert steps == list(range(5, 201, 5)), "every step was told, once"
+            assert _fsck(stack)["findings"] == []
 
 
 def _full(job: Any) -> bool:
