@@ -7,7 +7,6 @@
 import argparse
 import json
 import logging
-import signal
 import sys
 from datetime import timedelta
 from functools import partial
@@ -23,6 +22,7 @@ from espalier.states import Kind
 from scheduler import access, fleet, upkeep
 from scheduler.db import Database, migrate
 from scheduler.dispatch import Dispatcher, Ticket
+from scheduler.ending import Ended, Ending
 from scheduler.heads import HeadKeeper
 from scheduler.housekeeping import Housekeeping
 from scheduler.models import User, Worker
@@ -33,15 +33,7 @@ log = logging.getLogger("scheduler")
 LOGIN_LINK = timedelta(hours=12)
 
 
-class _Stop(Exception):
-    """SIGTERM or SIGINT arrived."""
-
-
-def _stop(_signal: int, _frame: object) -> None:
-    raise _Stop
-
-
-def run(config: Settings) -> None:
+def run(config: Settings, ending: Ending) -> None:
     """Tick, sleep until something is due or somebody rings, until told to stop."""
     if not config.broker_url:
         raise SystemExit("ESPALIER_BROKER_URL is not set: the scheduler has nowhere to publish.")
@@ -58,7 +50,9 @@ def run(config: Settings) -> None:
     log.info("The scheduler runs.")
     try:
         while True:
-            waker.wait(_tick(dispatcher, waker))
+            seconds = _tick(dispatcher, waker)
+            with ending.waiting():
+                waker.wait(seconds)
             housekeeping.look()
     finally:
         dispatcher.resign()
@@ -152,11 +146,10 @@ def main() -> None:
         told, well = _command(arguments)
         sys.stdout.write(json.dumps(told) + "\n")
         sys.exit(0 if well else 1)
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    ending = Ending()
     try:
-        run(settings())
-    except _Stop:
+        run(settings(), ending)
+    except Ended:
         log.info("The scheduler stops.")
 
 
