@@ -85,7 +85,6 @@ class Directory:
             if file.seek(0, os.SEEK_END) == expected:
                 with suppress(FileNotFoundError):  # another call was quicker
                     self._parts(key, handle).replace(self._path(key))
-                    _sync_directory(self._path(key).parent)
         if self.size(key) != expected:
             raise _lost(key)
 

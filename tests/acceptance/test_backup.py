@@ -98,3 +98,15 @@ def test_a_backup_of_a_running_stack_is_that_stack_in_another_directory(
         report = json.loads(_espalier("fsck", "--deep", "--data-dir", str(there), "--json"))
         assert report["findings"] == []
     _espalier("restore", str(saved), "--data-dir", str(there), code=1)
+
+    # And without the database, without a backup: the store knows what it holds.
+    for path in home.glob("espalier.db*"):
+        path.unlink()
+    rebuilt = json.loads(_espalier("fsck", "--rebuild", "--data-dir", str(home), "--json"))
+    assert rebuilt["rebuilt"]["lost"] == []
+    with up(home) as stack:
+        assert _pulled(stack, tmp_path / "rebuilt") == pulled
+        again = _train(stack, "done", 10)
+        stack.run("wait", again)
+        (made,) = (output["ref"] for output in stack.job(again)["outputs"])
+        assert made == "team/done@v2"
