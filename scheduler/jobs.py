@@ -257,7 +257,7 @@ def stop(session: Session, attempt: Attempt) -> None:
         reason, kind = Reason.PREEMPTED, "preempted"
         text = f"Made room on {attempt.worker.name}; it goes on when there is a slot again."
     elif job.pause_requested_at:
-        reason, kind, text = Reason.PAUSED, "paused", f"{attempt.worker.name} is free of it."
+        reason, kind, text = Reason.PAUSED, "paused", f"{attempt.worker.name} has let it go."
     else:
         reason = Reason.WORKER_STOPPED
     _end_attempt(session, attempt, AttemptState.CANCELLED, reason, moment)

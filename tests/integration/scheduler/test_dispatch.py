@@ -148,6 +148,18 @@ def test_a_lease_of_a_clock_that_was_set_back_ends(timed: Stack, clock: Clock) -
     timed.claimed()
 
 
+def test_a_backoff_of_a_clock_that_was_set_back_ends(timed: Stack, clock: Clock) -> None:
+    timed.worker()
+    timed.submit()
+    timed.fail(timed.claimed(), Reason.CODE_ERROR)
+    clock.turn(1)
+    timed.hear()
+    assert timed.tick() == []
+    clock.turn(-86_400)
+    timed.hear()
+    assert len(timed.tick()) == 1
+
+
 def test_three_tickets_unclaimed_make_a_worker_suspect_for_a_while(
     timed: Stack, clock: Clock
 ) -> None:
