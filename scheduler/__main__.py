@@ -12,7 +12,8 @@ from datetime import timedelta
 from functools import partial
 
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from espalier import queue
@@ -71,7 +72,7 @@ def _tick(dispatcher: Dispatcher, waker: Waker) -> float:
         if waker.forgot():
             dispatcher.send_again()
         return dispatcher.tick()
-    except OperationalError as error:
+    except (OperationalError, InterfaceError, PendingRollbackError, PoolTimeout) as error:
         log.warning("The database is away; leases get their grace when it is back: %s", error)
         dispatcher.forgive()
         return 1.0
