@@ -1,6 +1,8 @@
 """A broker that forgets a thousand jobs' tickets costs nothing but seconds.
 
-All settings are the defaults: a ticket is sent again when it was not claimed within 30 s.
+All settings are the defaults but the time between heartbeats: the workers are stopped while their
+tickets are sent, and must not be away for that. A ticket that was not claimed is sent again after
+30 s, or as soon as the scheduler sees that the broker has forgotten it.
 BROKER_JOBS makes it another number of jobs.
 """
 
@@ -101,7 +103,11 @@ def test_a_wiped_broker_keeps_no_job_waiting(
     with TemporaryDirectory(prefix="espalier-pg-", ignore_cleanup_errors=True) as home:
         postgres, url = stacks.postgres(Path(home), tmp_path / "postgres.log")
         broker = stacks.broker(tmp_path / "valkey")
-        given = {"ESPALIER_DATABASE_URL": url, "ESPALIER_BROKER_URL": broker.url}
+        given = {
+            "ESPALIER_DATABASE_URL": url,
+            "ESPALIER_BROKER_URL": broker.url,
+            "ESPALIER_REPORT_SECONDS": "30",
+        }
         with (
             stacks.running(postgres, broker),
             up(tmp_path / "data", workers=0, settings=given) as stack,
