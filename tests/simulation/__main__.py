@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--seconds", type=float, help="stop after so many, whatever is done")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--trace", type=int, metavar="SEED", help="run one seed and tell it")
     given = parser.parse_args()
@@ -41,6 +42,7 @@ def main() -> int:
     counts: Counter[str] = Counter()
     violations: list[Outcome] = []
     seeds = range(given.first, given.first + given.seeds)
+    done = 0
     for done, outcome in enumerate(run(given.database, seeds, given.jobs), 1):
         faults += outcome.faults
         counts += outcome.counts
@@ -49,9 +51,11 @@ def main() -> int:
             print(f"VIOLATION {outcome.violation}", flush=True)
         if done % 500 == 0:
             print(f"{done} seeds, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        if given.seconds and time.monotonic() - began > given.seconds:
+            break
     counted: dict[str, object] = {
         "database": given.database,
-        "seeds": len(seeds),
+        "seeds": done,
         "first seed": given.first,
         **dict(sorted(counts.items())),
         "faults": dict(faults),

@@ -63,5 +63,6 @@ def run(database: str, seeds: range, jobs: int) -> Iterator[Outcome]:
                 yield outcome
     finally:
         for worker in workers:
-            worker.terminate() if running else None
+            if running:
+                worker.terminate()
             worker.join()

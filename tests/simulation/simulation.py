@@ -88,7 +88,6 @@ class Simulation:
             scheduler.paused_until = now
             scheduler.start()
         for machine in self._machines:
-            machine.cut_until = now
             machine.boot()
         self._people.tidy()
 

@@ -29,9 +29,9 @@ class Storm:
         self._machines, self._schedulers = machines, schedulers
         kinds: list[tuple[int, Callable[[], None]]] = [
             (6, self._crash),
-            (5, self._freeze),
+            (8, self._freeze),
             (3, self._terminate),
-            (4, self._cut),
+            (5, self._cut),
             (2, self._shut_door),
             (2, self._database),
             (2, self._store),
@@ -46,14 +46,31 @@ class Storm:
         ]
         weights, works = zip(*kinds, strict=True)
         for work in world.random.choices(works, weights, k=world.random.randint(4, 14)):
-            world.after(world.random.uniform(5, HORIZON - 10), work)
+            moment = world.random.uniform(5, HORIZON * 0.7)
+            world.after(moment, partial(self._strike, work, 8))
 
     def _machine(self) -> Machine:
-        return self._world.random.choice(self._machines)
+        """A machine to hurt: mostly one that has something to lose."""
+        busy = [m for m in self._machines if m.process is not None and m.process.works]
+        some = busy if busy and self._world.random.random() < 0.85 else self._machines
+        return self._world.random.choice(some)
+
+    def _strike(self, work: Callable[[], None], patience: int) -> None:
+        """Do it when somebody works; not for ever, as some nights are quiet."""
+        busy = any(m.process is not None and m.process.works for m in self._machines)
+        if busy or not patience:
+            work()
+        elif self._world.now < HORIZON - 40:
+            again = partial(self._strike, work, patience - 1)
+            self._world.after(self._world.random.uniform(5, 30), again)
 
     def _span(self, low: float, high: float) -> float:
         """An outage's length; it ends with the horizon at the latest."""
         return min(self._world.random.uniform(low, high), HORIZON - self._world.now)
+
+    def _long(self) -> float:
+        """Shorter or longer than a lease; the morning may find it away still."""
+        return self._world.random.choice((1.0, 3.0, 4.0)) * self._world.random.uniform(10, 120)
 
     def _crash(self) -> None:
         machine, keep = self._machine(), self._world.random.random() < 0.75
@@ -63,7 +80,9 @@ class Storm:
     def _freeze(self) -> None:
         """SIGSTOP, or a lid that was closed: shorter and longer than a lease."""
         machine = self._machine()
-        seconds = self._world.random.choice((self._span(5, 100), self._span(190, 500)))
+        seconds = self._world.random.choice(
+            (self._span(5, 100), self._span(190, 500), self._span(200, 400))
+        )
         self._world.fault("worker stopped a while", machine.name, round(seconds))
         if machine.process is not None:
             machine.process.frozen_until = self._world.now + seconds
@@ -76,8 +95,7 @@ class Storm:
             process.after(0.0, process.stop)
 
     def _cut(self) -> None:
-        machine = self._machine()
-        seconds = self._world.random.choice((self._span(10, 100), self._span(190, 400)))
+        machine, seconds = self._machine(), self._long()
         self._world.fault("network cut", machine.name, round(seconds))
         machine.cut_until = self._world.now + seconds
 

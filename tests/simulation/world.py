@@ -8,7 +8,7 @@ from random import Random
 
 START = datetime(2026, 1, 5, 22, 0, tzinfo=UTC)
 #: Virtual seconds in which faults happen, and after which a world that has not settled is stuck.
-HORIZON, PATIENCE = 700.0, 6 * 3600.0
+HORIZON, PATIENCE = 800.0, 6 * 3600.0
 
 
 class Violation(AssertionError):
