@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 #: Seconds between looks for heads that are due.
 EVERY = 2.0
+#: Seconds that the last writing may take.
+LAST = 5.0
 _BATCH = 50
 
 
@@ -139,9 +141,9 @@ class HeadKeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what is due now, and end."""
+        """Write what is due now, and end; a store that is away is not waited for."""
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(LAST)
 
     def _run(self) -> None:
         while True:
