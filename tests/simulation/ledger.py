@@ -111,12 +111,14 @@ class Ledger:
     checkpoints: dict[tuple[str, int], str] = field(default_factory=dict)
     collected: bool = False  # garbage collection may have dropped checkpoints
     last_event: int = 0
+    violated: bool = False
     phases: set[Any] = field(default_factory=set)  # each attempt of the simulation tells one
     events: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def fail(self, promise: str, *about: object) -> None:
         if self.watched not in promise:
             return
+        self.violated = True
         told = " ".join(str(a) for a in about)
         raise Violation(f"seed {self.world.seed} at {self.world.now:.2f}: {promise}: {told}")
 

@@ -10,9 +10,10 @@ from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,6 +23,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy.orm import Session
 
 from espalier.errors import EspalierError, Unavailable
 from espalier.ids import new_id
@@ -40,15 +42,15 @@ from espalier.messages import (
 )
 from espalier.specs import JobRequest, PipelineRequest
 from espalier.states import JOB_ENDED, ArtifactKind, JobState, Reason
-from scheduler import fleet, requests, submit
+from scheduler import fleet, jobs, requests, submit
 from scheduler.blobs import digests
 from scheduler.dispatch import Dispatcher, Ticket
-from scheduler.models import Job, Worker
+from scheduler.models import Attempt, Job, Worker
 from tests.simulation.control import Control
 from tests.simulation.databases import Bench
 from tests.simulation.ledger import Call, Facts, value
 from tests.simulation.simulation import chosen_by, configured
-from tests.simulation.world import HORIZON, World
+from tests.simulation.world import HORIZON, Violation, World
 
 TRAIN = {"kind": "train", "model": "team/base", "data": "team/wikisql", "iters": 9}
 WORKERS = 3
@@ -279,7 +281,7 @@ class Story(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if hasattr(self, "workers"):
+            if hasattr(self, "workers") and not self.ledger.violated:
                 self._morning()
         finally:
             self.stack.close()
@@ -328,16 +330,30 @@ def bench(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Bench]:
         made.close()
 
 
-def test_every_call_in_any_order(bench: Bench) -> None:
+def _told(bench: Bench, **more: Any) -> None:
     Story.bench = bench
     run_state_machine_as_test(
         Story,
         settings=settings(
-            max_examples=60,
+            max_examples=40,
             stateful_step_count=40,
             derandomize=True,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
+            **more,
         ),
     )
+
+
+def test_every_call_in_any_order(bench: Bench) -> None:
+    _told(bench)
+
+
+def test_a_missing_fence_is_seen(bench: Bench) -> None:
+    def hold(session: Session, worker: Worker, attempt_id: str, boot_id: str) -> Attempt:
+        return session.get_one(Attempt, attempt_id)
+
+    unshrunk = (Phase.generate,)
+    with patch.object(jobs, "hold", hold), pytest.raises(Violation, match="no stale"):
+        _told(bench, phases=unshrunk, report_multiple_bugs=False, print_blob=False)
