@@ -59,7 +59,7 @@ class Attempt:
             assignment.report_seconds,
         )
         self._checkpoints = CheckpointPublisher(
-            tools.control, tools.transfer, ledger, self.stop, self._reporter.settle, self._lost
+            tools.control, tools.transfer, ledger, self.stop, self._reporter, self._lost
         )
 
     def run(self) -> None:

@@ -109,14 +109,21 @@ class Reporter:
     def memory(self, now: int, peak: int) -> None:
         self._memory, self._peak = now, peak
 
-    def settle(self) -> None:
+    def settle(self) -> int:
         """Write down what was heard until now: it is on the disk when this returns.
 
-        Unless the disk is full; see worker.spool.
+        Unless the disk is full; see worker.spool. Returns the number of the last report, for
+        ``has_told``.
         """
         with self._gathering:
             while not self._gather(idle=False):
                 pass
+            return self._spool.last_seq
+
+    def has_told(self, seq: int) -> bool:
+        """Say whether the control plane has answered every report up to ``seq``."""
+        first = self._spool.first_seq
+        return first is None or first > seq
 
     def flush(self, wait: Callable[[float], None]) -> None:
         """Send everything that was heard, the log to its end; heartbeats go on.

@@ -89,8 +89,9 @@ class Salvage:
         if event is None or not Path(event.directory).is_dir():
             return
         tools = self._tools
+        told = partial(self._reporter.has_told, self._reporter.settle())
         try:
-            publisher.publish(tools.control, tools.transfer, self._ledger, event, self.stop)
+            publisher.publish(tools.control, tools.transfer, self._ledger, event, told, self.stop)
         except LeaseLost as error:
             self._lost(error)
             raise Stopped from error

@@ -76,6 +76,12 @@ class Spool:
         return len(self._entries)
 
     @property
+    def first_seq(self) -> int | None:
+        """The number of the oldest report that waits; None when none does."""
+        with self._lock:
+            return self._entries[0].seq if self._entries else None
+
+    @property
     def takes_log(self) -> bool:
         """Whether there is room for more log text."""
         return self._waiting <= self._max_bytes

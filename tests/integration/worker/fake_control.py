@@ -82,6 +82,7 @@ class Attempt:
     reports: dict[int, Report] = field(default_factory=dict)
     arrivals: list[int] = field(default_factory=list)
     checkpoints: list[CheckpointPublished] = field(default_factory=list)
+    overtaken: bool = False  # by a checkpoint that came before the reports that led to it
     finish: Finish | None = None
 
     @property
@@ -100,7 +101,7 @@ class Attempt:
 class FakeControl:
     """Serves until closed. ``away`` refuses everything; ``stop`` and ``start`` cut the port.
 
-    ``store_away`` refuses what needs the store. What is in ``unanswered`` is done, and its answer
+    ``store_away`` refuses what needs the store, ``reports_away`` reports. What is in ``unanswered`` is done, and its answer
     is lost on the way.
     """
 
@@ -114,6 +115,7 @@ class FakeControl:
         self.drain = False
         self.away = False
         self.store_away = False
+        self.reports_away = False
         self.unanswered: set[str] = set()
         self.inherits = True
         self.part_delay = threading.Event()
@@ -182,6 +184,8 @@ class FakeControl:
         endpoint, arguments = ROUTES.bind_to_environ(request.environ).match()
         if self.store_away and endpoint in ("missing", "begin", "part", "complete"):
             raise Unavailable("the store is away")
+        if self.reports_away and endpoint == "report":
+            raise Unavailable("reports are not taken")
         answer: Response = getattr(self, f"on_{endpoint}")(request, **arguments)
         if endpoint in self.unanswered:
             raise Unavailable("the answer is lost")
@@ -254,6 +258,8 @@ class FakeControl:
         published = CheckpointPublished.model_validate_json(request.get_data())
         known = self._held(attempt, published.boot_id)
         self._verify(published.files)
+        # An attempt that went on from here would never report the steps before it again.
+        known.overtaken |= published.step > max(known.steps(), default=0)
         if published not in known.checkpoints:
             known.checkpoints.append(published)
         return Response(status=204)
