@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -37,6 +39,8 @@ def bench(database: str) -> Iterator[Bench]:
 
 
 def _share(database: str, seeds: range, results: "multiprocessing.Queue[Outcome | None]") -> None:
+    # Told to end, it still ends its database.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with bench(database) as made:
         for seed in seeds:
             results.put(simulate(seed, made))
