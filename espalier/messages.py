@@ -82,7 +82,6 @@ class Welcome(Message):
     broker_url: str
     lease_seconds: float
     report_seconds: float
-    upstream_hub: str | None = None
     inherited: tuple[str, ...] = ()
 
 

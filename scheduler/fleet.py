@@ -59,7 +59,6 @@ def hello(session: Session, worker: Worker, message: Hello, config: Settings) ->
         broker_url=config.broker_url,
         lease_seconds=config.lease_seconds,
         report_seconds=config.report_seconds,
-        upstream_hub=config.upstream_hub,
         inherited=_inherited(attempts, held, message.boot_id),
     )
 

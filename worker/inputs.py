@@ -1,4 +1,4 @@
-"""An attempt's inputs as directories: from the team's store, or from a hub."""
+"""An attempt's inputs as directories: from the team's store, or through it from the public hub."""
 
 import logging
 import threading
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from espalier.errors import NotFound
+from espalier.errors import NotFound, Unavailable
 from espalier.messages import Assignment, FileEntry, Input
 from espalier.refs import check_name
 from espalier.states import ArtifactKind
@@ -20,7 +20,6 @@ from worker.stop import Stop
 
 log = logging.getLogger("worker")
 
-DEFAULT_HUB = "https://huggingface.co"
 #: What is fetched of a repository: weights and text, nothing a loader could run.
 _MODEL_FILES = (
     "*.safetensors",
@@ -43,12 +42,17 @@ class Fetched:
 
 
 class Inputs:
-    """Where inputs come from. ``hub_cache`` is shared by all workers of a machine."""
+    """Where inputs come from. ``hub_cache`` is shared by all workers of a machine.
 
-    def __init__(self, cache: BlobCache, hub_cache: Path, hub_url: str | None = None) -> None:
+    ``hub_url`` speaks the hub's protocol: the control plane does, and keeps what it fetches, so
+    that a model crosses the internet once for all workers. ``token`` is the worker's own.
+    """
+
+    def __init__(self, cache: BlobCache, hub_cache: Path, hub_url: str, token: str) -> None:
         self._cache = cache
         self._hub_cache = hub_cache
-        self._hub_url = hub_url or DEFAULT_HUB
+        self._hub_url = hub_url
+        self._token = token
 
     def fetch(
         self, assignment: Assignment, directory: Path, stop: Stop, progress: Progress
@@ -101,16 +105,20 @@ class Inputs:
                     cache_dir=self._hub_cache,
                     allow_patterns=list(_DATA_FILES if is_data else _MODEL_FILES),
                     endpoint=self._hub_url,
-                    # The token of the public hub goes nowhere else.
-                    token=None if self._hub_url == DEFAULT_HUB else False,
+                    token=self._token,
                 )
             )
 
-        return Path(_abandonable(download, f"{item.ref} from {self._hub_url}", stop))
+        fetch = partial(_abandonable, download, f"{item.ref} from {self._hub_url}", stop)
+        return Path(patiently(fetch, f"Fetching {item.ref}", stop.wait))
 
 
 def _abandonable(work: Callable[[], str], what: str, stop: Stop) -> str:
-    """Run ``work`` in a thread that is left to itself when the attempt has to stop."""
+    """Run ``work`` in a thread that is left to itself when the attempt has to stop.
+
+    Raises Unavailable when nobody answered, NotFound for every other failure, and OSError for a
+    full disk.
+    """
     done: list[str] = []
     failed: list[Exception] = []
 
@@ -127,10 +135,26 @@ def _abandonable(work: Callable[[], str], what: str, stop: Stop) -> str:
         stop.check()
     if failed and is_full(failed[0]):
         raise failed[0]
+    if failed and not _was_answered(failed[0]):
+        raise Unavailable(f"{what}: nobody answers ({failed[0]!s:.300}).") from failed[0]
     if failed:
         raise NotFound(
             f"{what} cannot be fetched: {type(failed[0]).__name__}: {failed[0]!s:.500}",
-            hint="Check the name, the revision and the worker's way to the hub; a gated model"
-            " needs HF_TOKEN in the worker's environment.",
+            hint="Check the name, the revision and the control plane's way to the hub; a gated"
+            " model needs ESPALIER_UPSTREAM_TOKEN there.",
         ) from failed[0]
     return done[0]
+
+
+def _was_answered(error: BaseException) -> bool:
+    """Say whether a failed download had an answer that trying again would not change.
+
+    The library wraps its client's exceptions in its own: the answer is somewhere down the chain.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return int(response.status_code) != Unavailable.status
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -174,11 +174,11 @@ class Service:
         transfer = Transfer(self._client, PREFIX)
         reserve = self._settings.disk_reserve_bytes
         cache = BlobCache(home / "blobs", self._settings.cache_bytes, transfer, reserve)
-        hub = self._settings.upstream_hub or welcome.upstream_hub
+        token = self._settings.token.get_secret_value() if self._settings.token else ""
         return Tools(
             control=self._control,
             transfer=transfer,
-            inputs=Inputs(cache, home / "hub", hub),
+            inputs=Inputs(cache, home / "hub", self._settings.url, token),
             memory_limit=machine.memory_limit,
             cancel_grace_seconds=self._settings.cancel_grace_seconds,
             engine=self._engine,

@@ -16,8 +16,15 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from pydantic import SecretStr
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from espalier.messages import Assignment, Input
+from espalier.specs import TrainSpec, parse
+from espalier.states import ArtifactKind, Kind
 from scheduler import access
+from scheduler.db import migrate
 from tests.integration.web.site import MODEL, Door, Site, safetensors
+from worker.cache import BlobCache
+from worker.inputs import Inputs
+from worker.stop import Stop
 
 WEIGHTS = safetensors({"w": [1024, 1024]})  # 2 MiB: more than one chunk
 FILES = {**MODEL, "model.safetensors": WEIGHTS}
@@ -99,8 +106,6 @@ def stage(tmp_path: Path, broker_url: str) -> Iterator[Stage]:
     def site(name: str, **settings: Any) -> Site:
         (tmp_path / name).mkdir()
         url = f"sqlite:///{tmp_path / name / 'espalier.db'}"
-        from scheduler.db import migrate
-
         migrate(url)
         return Site(url, tmp_path / name, broker_url, **settings)
 
@@ -183,6 +188,35 @@ def test_wrong_bytes_reach_nobody_whole(stage: Stage, tmp_path: Path) -> None:
     assert not list((stage.site.directory / "mirror" / "blobs").glob("*.part"))
     stage.upstream.spoil = False
     assert stage.snapshot(tmp_path / "x") == FILES
+
+
+def test_a_worker_fetches_a_job_s_model_through_it(stage: Stage, tmp_path: Path) -> None:
+    door, _ = stage.site.worker()
+    inputs = Inputs(
+        BlobCache(tmp_path / "blobs", 1 << 30, door.transfer),
+        tmp_path / "hub",
+        stage.ours.url,
+        door.token,
+    )
+    item = Input(
+        role="model",
+        ref="hf:acme/tiny",
+        kind=ArtifactKind.MODEL,
+        commit="",
+        hub_repo="acme/tiny",
+        hub_revision="main",
+    )
+    spec = parse(TrainSpec, {"kind": "train", "model": "hf:acme/tiny", "data": "team/sql"})
+    assignment = Assignment(
+        attempt_id="a1", attempt_number=1, job_id="j1", kind=Kind.TRAIN, spec=spec,
+        inputs=(item,), lease_seconds=60, report_seconds=1,
+    )  # fmt: skip
+    fetched = inputs.fetch(assignment, tmp_path / "a1", Stop(), lambda _: None)
+    assert {p.name: p.read_bytes() for p in fetched.inputs["model"].iterdir()} == FILES
+    assert stage.upstream.tokens == {f"Bearer {stage.token}"}
+    assert HfApi(endpoint=stage.ours.url, token=door.token).model_info("acme/tiny").sha
+    with pytest.raises(RepositoryNotFoundError):  # the team's own it gets by its assignments
+        HfApi(endpoint=stage.ours.url, token=door.token).model_info("team/base")
 
 
 def test_refusals_are_the_hub_s_own(stage: Stage) -> None:

@@ -52,7 +52,9 @@ def tools(
     return Tools(
         control=Control(client, new_id()),
         transfer=transfer,
-        inputs=Inputs(BlobCache(tmp_path / "blobs", 1 << 30, transfer), tmp_path / "hub"),
+        inputs=Inputs(
+            BlobCache(tmp_path / "blobs", 1 << 30, transfer), tmp_path / "hub", control.url, TOKEN
+        ),
         memory_limit=1 << 30,
         cancel_grace_seconds=1.0,
         engine=ENGINE,

@@ -101,8 +101,8 @@ class Attempt:
 class FakeControl:
     """Serves until closed. ``away`` refuses everything; ``stop`` and ``start`` cut the port.
 
-    ``store_away`` refuses what needs the store, ``reports_away`` reports. What is in ``unanswered`` is done, and its answer
-    is lost on the way.
+    ``store_away`` refuses what needs the store, ``reports_away`` reports. What is in
+    ``unanswered`` is done, and its answer is lost on the way.
     """
 
     def __init__(self, store: Path, broker_url: str = "redis://127.0.0.1:1/0") -> None:

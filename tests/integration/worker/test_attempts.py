@@ -319,7 +319,7 @@ def test_inputs_that_do_not_fit_are_refused_before_any_is_fetched(
     tools: Tools, transfer: Transfer, control: FakeControl, place: Place, tmp_path: Path
 ) -> None:
     cache = BlobCache(tmp_path / "small", 1 << 30, transfer, reserve=1 << 62)
-    small = replace(tools, inputs=Inputs(cache, tmp_path / "hub"))
+    small = replace(tools, inputs=Inputs(cache, tmp_path / "hub", control.url, TOKEN))
     attempt = place("train:1")
     Runner(small, tmp_path / "attempts", on_drain=lambda: None).run(attempt.assignment.attempt_id)
     assert attempt.finish is not None

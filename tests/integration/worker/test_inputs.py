@@ -18,7 +18,7 @@ from espalier.messages import Assignment, FileEntry, Input
 from espalier.specs import TrainSpec
 from espalier.states import ArtifactKind, Kind
 from espalier.transfer import Transfer
-from tests.integration.worker.fake_control import FakeControl, _Quiet
+from tests.integration.worker.fake_control import TOKEN, FakeControl, _Quiet
 from worker.cache import BlobCache, NoRoom
 from worker.inputs import Inputs
 from worker.stop import Stop, Stopped, Why
@@ -122,13 +122,14 @@ def test_a_path_that_leaves_the_folder_is_refused(
 class FakeHub:
     """The few routes of the Hugging Face Hub that a snapshot needs, with hashes that are true."""
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, files: dict[str, bytes], port: int = 0) -> None:
         self.files = files
         self.fetched: list[str] = []
         self.answer = threading.Event()
         self.answer.set()
-        self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=_Quiet)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = make_server("127.0.0.1", port, self, threaded=True, request_handler=_Quiet)
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
@@ -142,7 +143,7 @@ class FakeHub:
 
     def _answer(self, request: Request) -> Response:
         self.answer.wait(20)
-        assert "Authorization" not in request.headers
+        assert request.headers["Authorization"] == f"Bearer {TOKEN}"
         path = request.path
         if path.startswith("/api/models/org/model/revision/"):
             siblings = [{"rfilename": name} for name in self.files]
@@ -212,7 +213,7 @@ def from_hub(repo: str = "org/model") -> Assignment:
 def test_of_a_hub_only_data_is_fetched_and_once(
     hub: FakeHub, cache: BlobCache, tmp_path: Path
 ) -> None:
-    inputs = Inputs(cache, tmp_path / "hub", hub.url)
+    inputs = Inputs(cache, tmp_path / "hub", hub.url, TOKEN)
     for _ in range(2):
         fetched = inputs.fetch(from_hub(), tmp_path / "a", Stop(), silent)
         assert sorted(p.name for p in fetched.inputs["model"].iterdir()) == [
@@ -227,16 +228,39 @@ def test_a_hub_model_whose_config_names_code_is_refused(
 ) -> None:
     hub.files["config.json"] = b'{"auto_map": {"AutoModel": "modeling.M"}}'
     with pytest.raises(InvalidInput, match="auto_map"):
-        Inputs(cache, tmp_path / "hub", hub.url).fetch(from_hub(), tmp_path / "a", Stop(), silent)
+        Inputs(cache, tmp_path / "hub", hub.url, TOKEN).fetch(
+            from_hub(), tmp_path / "a", Stop(), silent
+        )
 
 
 def test_a_repository_that_is_not_there_is_told_with_its_hub(
     hub: FakeHub, cache: BlobCache, tmp_path: Path
 ) -> None:
     with pytest.raises(NotFound, match=f"hf:org/other from {hub.url}"):
-        Inputs(cache, tmp_path / "hub", hub.url).fetch(
+        Inputs(cache, tmp_path / "hub", hub.url, TOKEN).fetch(
             from_hub("org/other"), tmp_path / "a", Stop(), silent
         )
+
+
+def test_a_control_plane_that_is_away_is_waited_for(
+    hub: FakeHub, cache: BlobCache, tmp_path: Path
+) -> None:
+    class Waiting(Stop):
+        waits = 0
+
+        def wait(self, seconds: float, tolerated: Why = Why.NOT) -> None:
+            self.waits += 1
+            if self.waits == 1:
+                again.append(FakeHub(hub.files, hub.port))
+
+    again: list[FakeHub] = []
+    hub.stop()
+    stop = Waiting()
+    inputs = Inputs(cache, tmp_path / "hub", hub.url, TOKEN)
+    fetched = inputs.fetch(from_hub(), tmp_path / "a", stop, silent)
+    assert (fetched.inputs["model"] / "config.json").read_bytes() == hub.files["config.json"]
+    assert stop.waits == 1
+    again[0].stop()
 
 
 def test_an_attempt_that_is_cancelled_does_not_wait_for_a_slow_hub(
@@ -247,7 +271,9 @@ def test_an_attempt_that_is_cancelled_does_not_wait_for_a_slow_hub(
     threading.Timer(0.1, stop.request, args=(Why.CANCELLED,)).start()
     began = time.monotonic()
     with pytest.raises(Stopped):
-        Inputs(cache, tmp_path / "hub", hub.url).fetch(from_hub(), tmp_path / "a", stop, silent)
+        Inputs(cache, tmp_path / "hub", hub.url, TOKEN).fetch(
+            from_hub(), tmp_path / "a", stop, silent
+        )
     assert time.monotonic() - began < 15
     hub.answer.set()
     for thread in threading.enumerate():
