@@ -22,7 +22,7 @@ def test_six_kills_lose_nothing_and_do_nothing_twice(
     with up(tmp_path / "data", workers=WORKERS, settings=SHORT) as stack:
         night.push(stack)
         database = Database(f"sqlite:///{stack.data_dir / 'espalier.db'}")
-        storm = Storm(stack, database, random.randrange(1_000_000))
+        storm = Storm(stack, database, random.randrange(1_000_000), night.again(stack, tmp_path))
         night.submit(stack, tmp_path)
         storm.rage(KILLS, EMBEDDED_FAULTS)
         all_ended(database)

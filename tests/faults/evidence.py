@@ -28,16 +28,15 @@ _STEP = re.compile(r"\bstep (\d+): train loss")
 
 
 def adapters(database: Database) -> dict[int, str]:
-    """Return seed → sha256 of the adapter that each training job published."""
+    """Return seed → sha256 of the adapter that each training job published; where jobs of one seed
+    have made different ones, all of them."""
+    found: dict[int, set[str]] = {}
     with database.reading() as session:
-        jobs = session.scalars(select(Job).where(Job.kind == "train")).all()
-        return {
-            job.spec["seed"]: file.sha256
-            for job in jobs
-            for version in job.outputs
-            for file in version.files
-            if file.path == ADAPTER
-        }
+        for job in session.scalars(select(Job).where(Job.kind == "train")):
+            for version in job.outputs:
+                made = {file.sha256 for file in version.files if file.path == ADAPTER}
+                found.setdefault(job.spec["seed"], set()).update(made)
+    return {seed: " ".join(sorted(made)) for seed, made in found.items()}
 
 
 def unfinished(database: Database) -> list[str]:

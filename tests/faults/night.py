@@ -2,7 +2,9 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +39,19 @@ class Night:
         stack.run("model", "push", str(self.model), "team/tiny")
         stack.run("dataset", "push", str(self.data), "team/textsql")
 
-    def submit(self, stack: Up, directory: Path, *, whole: bool = True) -> None:
-        """Submit every pipeline, or its training alone."""
+    def submit(self, stack: Up, directory: Path, *, whole: bool = True, again: str = "") -> None:
+        """Submit every pipeline, or its training alone; ``again`` makes other names of the same."""
         for seed in range(self.pipelines):
-            steps = self._steps(seed)
+            steps = self._steps(seed, again)
             file = directory / f"{seed}.json"
             kept = steps if whole else steps[:1]
             file.write_text(json.dumps({"name": f"night-{seed}", "steps": kept}))
             stack.json("pipeline", str(file))
+
+    def again(self, stack: Up, directory: Path) -> Callable[[], None]:
+        """Return what submits every pipeline once more, each time under other names."""
+        rounds = count(2)
+        return lambda: self.submit(stack, directory, again=f"-{next(rounds)}")
 
     def undisturbed(self, home: Path) -> dict[int, str]:
         """Run the trainings where nothing happens; return seed → sha256 of the adapter."""
@@ -88,11 +95,11 @@ class Night:
             "lora_parameters": {"rank": 8, "dropout": 0.05, "scale": 10.0},
         }
 
-    def _steps(self, seed: int) -> list[dict[str, Any]]:
+    def _steps(self, seed: int, again: str) -> list[dict[str, Any]]:
         """train → eval → fuse → quantize, and every third one exports too."""
         data = {"data": "team/textsql", "max_seq_length": 128}
         adapter = {"model": "team/tiny", "adapter": "step:train"}
-        name = f"team/night-{seed}"
+        name = f"team/night-{seed}{again}"
         steps = [
             {"step": "train", "spec": self._train(seed), "name": name},
             {"step": "eval", "spec": {"kind": "eval", "test_batches": 10, **adapter, **data}},

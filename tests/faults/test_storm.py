@@ -32,7 +32,7 @@ def test_a_night_of_kills(tmp_path: Path, tiny_model: Path, dataset: Path) -> No
         with up(tmp_path / "data", workers=WORKERS, settings=SHORT | team.settings) as stack:
             night.push(stack)
             database = Database(config.sql_url)
-            storm = Storm(stack, database, seed, team)
+            storm = Storm(stack, database, seed, night.again(stack, tmp_path), team)
             night.submit(stack, tmp_path)
             began = time.monotonic()
             storm.rage(KILLS, FAULTS)
