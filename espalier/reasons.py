@@ -33,7 +33,9 @@ ACCOUNTS: dict[Reason, Account] = {
     ),
     Reason.NAN_LOSS: Account("The loss was no number any more.", _NEVER),
     Reason.OUT_OF_MEMORY: Account(
-        "Memory ended.", "It goes on with less held at once, and with the same result."
+        "Memory ended.",
+        "It goes on with less held at once, and with the same result; where nothing can be saved"
+        " any more, it is not tried again.",
     ),
     Reason.CODE_ERROR: Account("The program raised an error.", _LATER),
     Reason.KILLED: Account("The system killed the process.", _AGAIN),

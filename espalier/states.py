@@ -104,8 +104,11 @@ class Reason(StrEnum):
     PREEMPTED = "preempted"  # for a job of higher priority
 
 
-#: Failures of what was asked for: the same attempt would fail again.
-NOT_RETRIED = frozenset({Reason.BAD_INPUT, Reason.PROOF_FAILED, Reason.NAN_LOSS})
+#: Failures of what was asked for: the same attempt would fail again. Of memory that ended only at
+#: the foot of the ladder: else the next attempt is not the same.
+NOT_RETRIED = frozenset(
+    {Reason.BAD_INPUT, Reason.PROOF_FAILED, Reason.NAN_LOSS, Reason.OUT_OF_MEMORY}
+)
 #: Failures of machines: counted apart (``lost``), never charged to the user's ``max_attempts``.
 MACHINE_FAULTS = frozenset(
     {

@@ -145,22 +145,18 @@ def test_a_revoked_worker_has_nothing_to_give(stack: Stack) -> None:
     )
 
 
-def test_at_the_foot_it_is_charged_and_ends(stack: Stack) -> None:
+def test_at_the_foot_it_ends(stack: Stack) -> None:
     stack.worker()
-    job_id = stack.submit({"batch_size": 1, "grad_checkpoint": True}, max_attempts=2)
-    run_out(stack, stack.claimed())
-    assert (stack.job(job_id).state, stack.job(job_id).charged) == ("queued", 1)
-    stack.let_pass(600)
-    stack.hear()
+    job_id = stack.submit({"batch_size": 1, "grad_checkpoint": True}, max_attempts=3)
     run_out(stack, stack.claimed())
     job = stack.job(job_id)
-    assert (job.state, job.reason, job.charged) == ("failed", "out_of_memory", 2)
+    assert (job.state, job.reason, job.charged) == ("failed", "out_of_memory", 1)
     assert events(stack, job_id, "ladder") == []
 
 
 def test_on_oom_fail_turns_it_off(stack: Stack) -> None:
     stack.worker()
-    job_id = stack.submit({"batch_size": 4, "on_oom": "fail"}, max_attempts=1)
+    job_id = stack.submit({"batch_size": 4, "on_oom": "fail"}, max_attempts=3)
     run_out(stack, stack.claimed())
     job = stack.job(job_id)
     assert (job.state, job.reason) == ("failed", "out_of_memory")
