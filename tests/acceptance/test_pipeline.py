@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,12 +76,29 @@ def test_lineage_goes_back_to_base_and_data(stack: Up, jobs: dict[str, Any]) -> 
         assert any(c["ref"] == "team/sql-fused@v1" for c in adapter["children"])
 
 
-def _generate(*arguments: str) -> str:
+def _generate(*arguments: str, **environment: str) -> str:
     command = [sys.executable, "-m", "mlx_lm.generate", "--temp", "0", "--max-tokens", "12"]
     done = subprocess.run(
-        [*command, "--prompt", PROMPT, *arguments], capture_output=True, text=True, check=True
+        [*command, "--prompt", PROMPT, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
     )
     return done.stdout
+
+
+def test_a_model_runs_by_its_name_in_plain_mlx_lm(
+    stack: Up, jobs: dict[str, Any], tmp_path: Path
+) -> None:
+    text = _generate(
+        *("--model", "team/sql-fused"),
+        HF_ENDPOINT=stack.url,
+        HF_TOKEN=stack.token,
+        HF_HOME=str(tmp_path),
+        HF_HUB_OFFLINE="0",
+    )
+    assert "Generation:" in text
 
 
 def test_the_adapter_loads_in_plain_mlx_lm(

@@ -64,7 +64,7 @@ def _version_page(ref: ArtifactRef) -> str:
             "artifact": artifact_document(db, found),
             "version": document,
             "tiers": tiers(chosen, lineage.family(db, chosen), visible),
-            "uses": commands(document, _base(chosen, document)),
+            "uses": commands(document, _base(chosen, document), request.host_url.rstrip("/")),
             "preview": preview(db, chosen, request.args.get("tokenizer") or None),
         }
     return render_template("artifact.html", section="Artifacts", **context)

@@ -9,10 +9,11 @@ from espalier.states import ArtifactKind
 _PROMPT = "Write a SQL query: how many rows are there?"
 
 
-def commands(version: Mapping[str, Any], base: str | None) -> list[tuple[str, str]]:
+def commands(version: Mapping[str, Any], base: str | None, endpoint: str) -> list[tuple[str, str]]:
     """Return (what it does, command) for a version's document.
 
-    ``base`` is the model under an adapter: a reference of the team's, or a public repository.
+    ``base`` is the model under an adapter: a reference of the team's, or a public repository;
+    ``endpoint`` is this server's address, for tools that pull by name.
     """
     folder = version["name"]
     found = [("Fetch it", shlex.join(["espalier", "pull", version["ref"], folder]))]
@@ -23,6 +24,8 @@ def commands(version: Mapping[str, Any], base: str | None) -> list[tuple[str, st
         found.append(("Run it with MLX", _generate(model, ["--adapter-path", folder])))
     elif kind == ArtifactKind.MODEL:
         found.append(("Run it with MLX", _generate(folder, [])))
+        by_name = _generate(f"{version['project']}/{folder}", [])
+        found.append(("Or by name, without fetching it first", f"{_hub(endpoint)} {by_name}"))
     elif kind == ArtifactKind.GGUF:
         files = [f["path"] for f in version["files"] if f["path"].endswith(".gguf")]
         path = f"{folder}/{files[0]}" if files else folder
@@ -32,7 +35,15 @@ def commands(version: Mapping[str, Any], base: str | None) -> list[tuple[str, st
     elif kind == ArtifactKind.DATASET:
         train = ["espalier", "train", "--model", "hf:Qwen/Qwen2.5-0.5B-Instruct", "--data"]
         found.append(("Train on it", shlex.join([*train, version["ref"]])))
+        name = f"{version['project']}/{folder}"
+        pull = shlex.join(["hf", "download", name, "--repo-type", "dataset"])
+        found.append(("Or pull it with other tools", f"{_hub(endpoint)} {pull}"))
     return found
+
+
+def _hub(endpoint: str) -> str:
+    """Return the settings by which the hub's clients pull from here; the token is not shown."""
+    return f"HF_ENDPOINT={shlex.quote(endpoint)} HF_TOKEN=$ESPALIER_TOKEN"
 
 
 def _model(base: str) -> tuple[str, str | None]:

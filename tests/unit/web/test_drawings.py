@@ -140,13 +140,25 @@ def test_jobs_of_a_pipeline_stand_together_in_its_order() -> None:
     assert [j["id"] for j in pipeline.jobs] == ["2", "3"]
 
 
+HERE = "http://studio:8000"
+
+
+def test_a_model_runs_by_its_name() -> None:
+    document = {
+        "ref": "team/fused@v1", "project": "team", "name": "fused", "kind": "model", "files": [],
+    }  # fmt: skip
+    assert commands(document, None, HERE)[-1][1].startswith(
+        f"HF_ENDPOINT={HERE} HF_TOKEN=$ESPALIER_TOKEN mlx_lm.generate --model team/fused --prompt"
+    )
+
+
 def test_commands_to_use_an_adapter() -> None:
     document = {"ref": "team/sql@v2", "name": "sql", "kind": "adapter", "files": []}
-    assert [line for _, line in commands(document, "team/base@v1")][:2] == [
+    assert [line for _, line in commands(document, "team/base@v1", HERE)][:2] == [
         "espalier pull team/sql@v2 sql",
         "espalier pull team/base@v1 base",
     ]
-    last = commands(document, "hf:Qwen/Qwen2.5-0.5B@main")[-1][1]
+    last = commands(document, "hf:Qwen/Qwen2.5-0.5B@main", HERE)[-1][1]
     assert last.startswith("mlx_lm.generate --model Qwen/Qwen2.5-0.5B --adapter-path sql")
 
 
