@@ -20,7 +20,7 @@ from espalier import queue
 from espalier.errors import EspalierError, Unauthorized
 from espalier.settings import Settings, settings
 from espalier.states import Kind
-from scheduler import access, fleet, upkeep
+from scheduler import access, fleet
 from scheduler.db import Database, migrate
 from scheduler.dispatch import Dispatcher, Ticket
 from scheduler.ending import Ended, Ending
@@ -28,6 +28,7 @@ from scheduler.heads import HeadKeeper
 from scheduler.housekeeping import Housekeeping
 from scheduler.models import User, Worker
 from scheduler.store.base import Driver
+from scheduler.upkeep import commands as upkeep
 from scheduler.wake import Waker
 
 log = logging.getLogger("scheduler")

@@ -15,7 +15,7 @@ from scheduler.models.people import Project
 class Blob(Base):
     """One file's bytes, verified in the store.
 
-    ``damaged_at`` is set when the store was seen to have lost them (scheduler.fsck): until they
+    ``damaged_at`` is set when the store was seen to have lost them (scheduler.upkeep): until they
     are uploaded again they count as absent.
     """
 

@@ -12,13 +12,14 @@ from sqlalchemy import func, select, update
 from espalier.errors import Conflict, InvalidInput, NotFound
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import access, backup, fsck, gc, heads, restore, snapshot
+from scheduler import access, gc, heads
 from scheduler.access import first_broken_audit
 from scheduler.db import Database, now
 from scheduler.models import Artifact, Attempt, Audit, Blob, Event, Job, Token, Upload, Worker
 from scheduler.store import Driver, open_driver
 from scheduler.store.base import blob_key
 from scheduler.store.directory import Directory
+from scheduler.upkeep import backup, fsck, restore, snapshot
 from tests.conftest import create_database
 from tests.integration.store.shop import Shop, assert_downloads, contents, store
 

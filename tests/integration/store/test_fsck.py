@@ -11,13 +11,14 @@ from espalier.errors import Conflict, InvalidInput
 from espalier.messages import FileEntry
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import fsck, gc, heads, publishing, rebuild, registry
+from scheduler import gc, heads, publishing, registry
 from scheduler.access import SYSTEM
 from scheduler.db import Database, migrate
 from scheduler.models import Artifact, Blob, Checkpoint, Job, Version, VersionFile
 from scheduler.publishing import Publication
 from scheduler.store.base import BLOBS, QUARANTINE, REGISTRY, blob_key
 from scheduler.store.directory import Directory
+from scheduler.upkeep import fsck, rebuild
 from tests.integration.store.shop import STORES, Shop, assert_downloads, contents, store
 
 

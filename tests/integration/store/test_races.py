@@ -20,13 +20,14 @@ from espalier.errors import InvalidInput, NotFound, StorageFull
 from espalier.messages import FileEntry
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import fsck, gc, publishing
+from scheduler import gc, publishing
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
 from scheduler.models import Blob, Checkpoint, Job, Upload, Version, VersionFile
 from scheduler.publishing import Publication
 from scheduler.store.base import blob_key
 from scheduler.store.directory import Directory
+from scheduler.upkeep import fsck
 from tests.integration.store.shop import Shop, assert_downloads
 
 DAY = timedelta(days=1)

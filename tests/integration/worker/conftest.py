@@ -44,7 +44,11 @@ def transfer(client: Client) -> Transfer:
 
 @pytest.fixture
 def tools(
-    tmp_path: Path, client: Client, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    control: FakeControl,
+    client: Client,
+    transfer: Transfer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Tools:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("ESPALIER_TOKEN", TOKEN)

@@ -15,10 +15,9 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import NotFound
 from espalier.states import JOB_OPEN
-from scheduler import fsckrows, heads
+from scheduler import heads
 from scheduler.blobrows import digests, mark_damaged
 from scheduler.db import Database
-from scheduler.findings import Report
 from scheduler.models import (
     Artifact,
     Blob,
@@ -29,6 +28,8 @@ from scheduler.models import (
     VersionFile,
 )
 from scheduler.store.base import BLOBS, QUARANTINE, REGISTRY, STAGING, Driver, blob_key
+from scheduler.upkeep import rows
+from scheduler.upkeep.findings import Report
 
 #: So many blobs are looked at in one go, without asking for 256 listings.
 FEW = 50_000
@@ -55,7 +56,7 @@ def check(
             tell(f"blobs, {number * 100 // len(prefixes)} %")
         look.at_blobs(prefix)
     tell("versions, checkpoints and aliases")
-    fsckrows.check(database, driver, look.report, repair=repair)
+    rows.check(database, driver, look.report, repair=repair)
     tell("heads and what is staged")
     look.at_heads()
     look.at_staging()
@@ -157,7 +158,7 @@ class _Look:
 
     def _remade(self, row: Blob) -> bool:
         """Write it anew, if it is a manifest: its rows say what was in it."""
-        if not fsckrows.remake_manifest(self._database, self._driver, row.sha256):
+        if not rows.remake_manifest(self._database, self._driver, row.sha256):
             return False
         self._heal(row)
         return True

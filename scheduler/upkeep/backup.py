@@ -1,7 +1,7 @@
 """Backups: one moment of SQL, and every blob that it names, in a folder.
 
     DIR/blobs/sha256/ab/<sha256>           of all snapshots; none is copied twice
-    DIR/snapshots/<time>/<table>.jsonl     scheduler.snapshot
+    DIR/snapshots/<time>/<table>.jsonl     scheduler.upkeep.snapshot
     DIR/snapshots/<time>/manifest.json     written last: without it there is no snapshot
 
 SQL comes first, then the blobs: a blob is written before the row that names it, so all that the
@@ -24,13 +24,14 @@ from sqlalchemy.exc import SQLAlchemyError
 import espalier
 from espalier.errors import Conflict, InvalidInput, NotFound
 from espalier.ids import new_id
-from scheduler import gc, snapshot
+from scheduler import gc
 from scheduler.db import Database, now
 from scheduler.models import Blob
-from scheduler.snapshot import TableFile
 from scheduler.store.base import Driver, blob_key
 from scheduler.store.copying import Differs, copy_blob, hash_blob
 from scheduler.store.directory import Directory
+from scheduler.upkeep import snapshot
+from scheduler.upkeep.snapshot import TableFile
 
 FORMAT = 1
 MANIFEST, SNAPSHOTS = "manifest.json", "snapshots"

@@ -12,9 +12,9 @@ from espalier.messages import FileEntry
 from espalier.states import JOB_OPEN, ArtifactKind
 from scheduler import manifests, registry
 from scheduler.db import Database
-from scheduler.findings import Report
 from scheduler.models import Alias, Artifact, Blob, Checkpoint, Job, Lineage, Version
 from scheduler.store.base import Driver, blob_key
+from scheduler.upkeep.findings import Report
 
 _PAGE = 200
 

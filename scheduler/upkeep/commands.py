@@ -63,8 +63,8 @@ def collect_garbage(config: Settings, dry_run: bool) -> dict[str, Any]:
 
 def fsck(config: Settings, arguments: Namespace) -> tuple[dict[str, Any], bool]:
     """Check the store, or make the registry anew of it."""
-    from scheduler import fsck, rebuild
     from scheduler.store import open_driver
+    from scheduler.upkeep import fsck, rebuild
 
     driver = open_driver(config)
     migrate(config.sql_url)
@@ -80,8 +80,8 @@ def fsck(config: Settings, arguments: Namespace) -> tuple[dict[str, Any], bool]:
 
 def backup(config: Settings, arguments: Namespace) -> tuple[dict[str, Any], bool]:
     """Save the stack; well is when nothing that it names is lost."""
-    from scheduler import backup
     from scheduler.store import open_driver
+    from scheduler.upkeep import backup
 
     with _opened(config) as database:
         saved = backup.backup(
@@ -97,9 +97,9 @@ def backup(config: Settings, arguments: Namespace) -> tuple[dict[str, Any], bool
 
 def restore(config: Settings, arguments: Namespace) -> dict[str, Any]:
     """Fill an empty stack from a backup, or only verify the backup."""
-    from scheduler import backup, restore
     from scheduler.store import open_driver
     from scheduler.store.directory import Directory
+    from scheduler.upkeep import backup, restore
 
     source, name = arguments.directory.absolute(), arguments.snapshot
     if not arguments.check:

@@ -1,4 +1,4 @@
-"""What a check of the store says (scheduler.fsck)."""
+"""What a check of the store says (scheduler.upkeep.fsck)."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any

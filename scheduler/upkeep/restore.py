@@ -12,14 +12,14 @@ from typing import Any
 from sqlalchemy import update
 
 from espalier.errors import Conflict, InvalidInput, NotFound
-from scheduler import backup, snapshot
 from scheduler.access import SYSTEM, audit
-from scheduler.backup import Saved, Tell
 from scheduler.db import Database, migrate, now
 from scheduler.models import Artifact, Blob, Worker
 from scheduler.store.base import Driver, blob_key
 from scheduler.store.copying import copy_blob
 from scheduler.store.directory import Directory
+from scheduler.upkeep import backup, snapshot
+from scheduler.upkeep.backup import Saved, Tell
 
 
 def restore(
