@@ -56,9 +56,11 @@ def test_a_killed_workers_job_succeeds_on_the_other(
         job = stack.job(long)
         assert job["state"] == "succeeded"
         assert job["worker"] == second
-        states = [a["state"] for a in job["attempts"]]
-        assert states == ["lost", "succeeded"]
-        assert job["attempts"][1]["resumed_from_step"] >= 20, "the work was not begun anew"
+        ended, succeeded = job["attempts"]
+        # Its supervisor starts the worker again: it says what it held, before its lease ends.
+        assert ended["reason"] in ("worker_crashed", "lease_lost")
+        assert succeeded["state"] == "succeeded"
+        assert succeeded["resumed_from_step"] >= 20, "the work was not begun anew"
 
 
 def test_cancel_ends_the_child_and_keeps_a_checkpoint(
