@@ -4,12 +4,15 @@ import hashlib
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -42,6 +45,7 @@ class Front:
     hold: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        self._lock = threading.Lock()
         self.hold.set()
         self.port = 0
         self.start()
@@ -63,8 +67,9 @@ class Front:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         what = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO'].rpartition('/')[2]}"
-        self.seen[what] += 1
-        self.tokens.add(environ.get("HTTP_AUTHORIZATION"))
+        with self._lock:
+            self.seen[what] += 1
+            self.tokens.add(environ.get("HTTP_AUTHORIZATION"))
         body = self.app(environ, start_response)
         return self._weights(body) if what == "GET model.safetensors" else body
 
@@ -129,21 +134,27 @@ def stage(tmp_path: Path, broker_url: str) -> Iterator[Stage]:
     far.close()
 
 
-def test_a_repository_of_the_hub_behind_is_fetched_once(stage: Stage, tmp_path: Path) -> None:
-    stage.upstream.hold.clear()
-    found: list[dict[str, bytes]] = []
-    clients = [
-        threading.Thread(target=lambda n=n: found.append(stage.snapshot(tmp_path / f"cold-{n}")))
-        for n in range(3)
-    ]
-    for client in clients:
-        client.start()
-    while stage.ours.seen["GET model.safetensors"] < 3:  # all three wait for one download
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
         threading.Event().wait(0.01)
-    stage.upstream.hold.set()
-    for client in clients:
-        client.join(60)
-    assert found == [FILES] * 3
+
+
+def test_a_repository_of_the_hub_behind_is_fetched_once(stage: Stage, tmp_path: Path) -> None:
+    def fetch() -> bytes:
+        url = f"{stage.ours.url}/acme/tiny/resolve/main/model.safetensors"
+        token = {"Authorization": f"Bearer {stage.site.ada.token}"}
+        return httpx.get(url, headers=token, timeout=120).content
+
+    stage.upstream.hold.clear()
+    with ThreadPoolExecutor(3) as pool:
+        cold = [pool.submit(fetch) for _ in range(3)]
+        try:
+            until(lambda: stage.ours.seen["GET model.safetensors"] == 3)  # and all wait for one
+        finally:
+            stage.upstream.hold.set()
+        assert [client.result() for client in cold] == [WEIGHTS] * 3
     assert stage.upstream.seen["GET model.safetensors"] == 1
     assert stage.upstream.tokens == {f"Bearer {stage.token}"}, "nobody else's token goes there"
     assert stage.snapshot(tmp_path / "warm") == FILES
@@ -253,8 +264,7 @@ def test_the_longest_unused_makes_room_but_never_what_a_job_needs(
     blobs = stage.site.directory / "mirror" / "blobs"
     assert fetch("m1") == 200
     first = hashlib.sha256(unlike(1)).hexdigest()
-    while not (blobs / first).exists():
-        threading.Event().wait(0.01)
+    until((blobs / first).exists)
     os.utime(blobs / first, (0, 0))
     stage.site.with_inputs()
     spec = {"kind": "train", "model": "hf:acme/m1@main", "data": "team/sql", "iters": 10}
