@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import InvalidInput, StorageFull
+from espalier.ids import new_id
 
 _ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
 _REPO = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,95}")
@@ -57,7 +58,7 @@ class Shelf:
     def remember(self, kind: str, repo: str, question: str, answer: dict[str, Any]) -> None:
         path = self._path(kind, repo, question)
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{os.getpid()}.new")
+        fresh = path.with_suffix(f".{new_id()}.new")  # many may ask the same at once
         fresh.write_text(json.dumps(answer), encoding="utf-8")
         fresh.replace(path)
 
