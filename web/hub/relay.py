@@ -10,6 +10,7 @@ from urllib.parse import quote
 from flask import Response, jsonify, request
 from sqlalchemy import select
 
+from espalier.refs import check_path
 from scheduler.models import Project
 from scheduler.queries import hub
 from web.downloads import send_range
@@ -24,6 +25,9 @@ def elsewhere() -> Response | None:
     if project is None or _is_ours(project):
         return None
     repo, rev = f"{project}/{wanted['name']}", wanted.get("rev", hub.MAIN)
+    for inner in ("rev", "path", "below"):  # nothing may climb out of the repository upstream
+        if inner in wanted:
+            check_path(wanted[inner])
     if "path" in wanted:
         kind = "datasets" if str(request.endpoint).endswith("dataset_file") else "models"
         return _file(kind, repo, rev, wanted["path"])

@@ -230,6 +230,20 @@ def test_a_worker_fetches_a_job_s_model_through_it(stage: Stage, tmp_path: Path)
         HfApi(endpoint=stage.ours.url, token=door.token).model_info("team/base")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/acme/tiny/resolve/main/..%2f..%2f..%2fapi%2fwhoami-v2",
+        "/api/models/acme/tiny/tree/main/..%2f..%2f..%2f..%2fwhoami-v2",
+        "/api/models/acme/tiny/revision/..%2f..%2f..%2fwhoami-v2",
+    ],
+)
+def test_no_path_climbs_out_of_its_repository_upstream(stage: Stage, path: str) -> None:
+    token = {"Authorization": f"Bearer {stage.site.ada.token}"}
+    assert stage.site.ada.http.get(path, headers=token).status_code == 422
+    assert stage.upstream.seen.total() == 0
+
+
 def test_refusals_are_the_hub_s_own(stage: Stage) -> None:
     with pytest.raises(RepositoryNotFoundError):
         stage.api().model_info("acme/absent")
