@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
     s3_access_key: SecretStr | None = Field(None, description="default: boto3's own chain")
     s3_secret_key: SecretStr | None = None
+    s3_path_style: bool = Field(True, description="bucket in the path, not in the host's name")
+    s3_encryption: str | None = Field(None, description="AES256, aws:kms or aws:kms:KEY-ID")
+    s3_presigned: bool = Field(False, description="downloads straight from S3, where it can Range")
     public_url: str | None = Field(None, description="how people and workers reach the web app")
     secret_key: SecretStr | None = Field(None, description="signs sessions; made once if absent")
 
@@ -46,10 +49,18 @@ class Settings(BaseSettings):
     upstream_hub: str | None = Field(None, description="default: https://huggingface.co")
     upstream_token: SecretStr | None = Field(None, description="for gated models; goes only there")
     upstream_allow: tuple[str, ...] = Field(("*",), description="patterns of org/name")
+    upstream_deny: tuple[str, ...] = Field((), description="patterns; counts more than allow")
     mirror_bytes: int = Field(200 << 30, gt=0, description="the upstream hub's files kept here")
+    mirror_days: int | None = Field(None, ge=1, description="unused files kept at most this long")
     max_upload_bytes: int = Field(1 << 40, gt=0)
     part_bytes: int = Field(64 << 20, ge=5 << 20)
     cache_bytes: int = Field(200 << 30, gt=0, description="worker: blob cache budget")
+    bandwidth_bytes: int | None = Field(
+        None, gt=0, description="clients, workers: bytes per second up, and as many down"
+    )
+    share_blobs: str | None = Field(
+        None, description="worker: host:port where other workers of the LAN fetch its blobs"
+    )
     memory_limit_bytes: int | None = Field(
         None, gt=0, description="worker: what a job may use; default by the machine"
     )

@@ -1,4 +1,4 @@
-"""Artifacts: named lines of immutable versions, and their aliases.
+"""Artifacts: named lines of immutable versions.
 
 A version is its manifest (scheduler.manifests), whose sha1 is the commit. Every change here counts
 the artifact's ``revision`` up: its head in the store is due then (scheduler.heads).
@@ -15,10 +15,9 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import Conflict, InvalidInput, NotFound
 from espalier.messages import FileEntry
-from espalier.refs import COMMIT, VERSION, ArtifactRef, check_name
-from espalier.states import JOB_OPEN, ArtifactKind
+from espalier.refs import COMMIT, ArtifactRef, check_name
+from espalier.states import ArtifactKind
 from scheduler import manifests
-from scheduler.access import Actor, audit
 from scheduler.blobrows import Digests, touch
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
@@ -26,8 +25,8 @@ from scheduler.models import (
     Alias,
     Artifact,
     Blob,
+    FormerName,
     Job,
-    JobInput,
     Lineage,
     Project,
     Version,
@@ -36,6 +35,8 @@ from scheduler.models import (
 
 #: A selector that always means the newest version; no alias may be called so.
 LATEST = "latest"
+#: The branch that every artifact has; jobs and `espalier push` publish to it.
+MAIN = "main"
 
 Parent = tuple[str, Version]  # the role it had in the making, and the version
 
@@ -46,11 +47,23 @@ Parent = tuple[str, Version]  # the role it had in the making, and the version
 def find_artifact(session: Session, project: str, name: str) -> Artifact:
     """Return the artifact ``project/name``; raise NotFound with the nearest names."""
     within = select(Artifact).join(Project, Artifact.project_id == Project.id)
-    artifact = session.scalar(within.where(Project.name == project, Artifact.name == name))
+    artifact = session.scalar(
+        within.where(Project.name == project, Artifact.name == name, Artifact.deleted_at.is_(None))
+    ) or _moved(session, project, name)
     if artifact is None:
         hint = _nearest(session, project, name)
         raise NotFound(f"There is no artifact {project}/{name}.", hint=hint)
     return artifact
+
+
+def _moved(session: Session, project: str, name: str) -> Artifact | None:
+    """Return the artifact that had this name before it was moved."""
+    return session.scalar(
+        select(Artifact)
+        .join(FormerName, FormerName.artifact_id == Artifact.id)
+        .join(Project, FormerName.project_id == Project.id)
+        .where(Project.name == project, FormerName.name == name, Artifact.deleted_at.is_(None))
+    )
 
 
 def resolve(session: Session, ref: ArtifactRef) -> Version:
@@ -72,8 +85,8 @@ def _versions(artifact: Artifact) -> Select[Version]:
 
 def _select(session: Session, artifact: Artifact, ref: ArtifactRef) -> Version | None:
     versions = _versions(artifact)
-    if ref.selector in (None, LATEST):
-        return session.scalar(versions.order_by(Version.number.desc()).limit(1))
+    if ref.selector in (None, LATEST, MAIN):
+        return head(session, artifact)
     if ref.version is not None:
         found = session.scalar(versions.where(Version.number == ref.version))
         if found is not None:
@@ -82,6 +95,12 @@ def _select(session: Session, artifact: Artifact, ref: ArtifactRef) -> Version |
         return _by_commit(session, versions, ref)
     named = versions.join(Alias, Alias.version_id == Version.id)
     return session.scalar(named.where(Alias.artifact_id == artifact.id, Alias.name == ref.selector))
+
+
+def head(session: Session, artifact: Artifact, branch: str = MAIN) -> Version | None:
+    """Return what a branch points at: its newest version that is there."""
+    on_branch = _versions(artifact).where(Version.branch == branch)
+    return session.scalar(on_branch.order_by(Version.number.desc()).limit(1))
 
 
 def _by_commit(session: Session, versions: Select[Version], ref: ArtifactRef) -> Version | None:
@@ -103,7 +122,7 @@ def _nearest(session: Session, project: str, name: str) -> str | None:
     near = get_close_matches(name, names, 3, 0.4)
     if names and not near:
         return f"{project} has {', '.join(names[:3])}{', …' if len(names) > 3 else ''}."
-    return _did_you_mean([f"{project}/{name}" for name in near])
+    return did_you_mean([f"{project}/{name}" for name in near])
 
 
 def _versions_hint(session: Session, artifact: Artifact) -> str:
@@ -115,16 +134,16 @@ def _versions_hint(session: Session, artifact: Artifact) -> str:
     return f"It has {', '.join(there)}{', …' if artifact.latest > len(newest) else ''}."
 
 
-def _did_you_mean(names: Sequence[str]) -> str | None:
+def did_you_mean(names: Sequence[str]) -> str | None:
     return f"Did you mean {' or '.join(names)}?" if names else None
 
 
 def label(version: Version) -> str:
     """Return ``project/name@vN``."""
-    return f"{_path(version.artifact)}@v{version.number}"
+    return f"{path_of(version.artifact)}@v{version.number}"
 
 
-def _path(artifact: Artifact) -> str:
+def path_of(artifact: Artifact) -> str:
     return f"{artifact.project.name}/{artifact.name}"
 
 
@@ -291,103 +310,13 @@ def _artifact_for(session: Session, project: Project, name: str, kind: ArtifactK
         artifact.created_at = artifact.updated_at = now(session)
         with suppress(IntegrityError), session.begin_nested():  # somebody else may be quicker
             session.add(artifact)
-    artifact = _locked(session, mine)
+    artifact = locked(session, mine)
     if artifact.kind != kind:
-        holds = f"{_path(artifact)} holds versions of kind {artifact.kind}; this is a {kind}."
+        holds = f"{path_of(artifact)} holds versions of kind {artifact.kind}; this is a {kind}."
         raise Conflict(holds, hint="Publish it under another name.")
     return artifact
 
 
-def _locked(session: Session, which: ColumnElement[bool]) -> Artifact:
+def locked(session: Session, which: ColumnElement[bool]) -> Artifact:
     query = select(Artifact).where(which).with_for_update()
     return session.scalars(query.execution_options(populate_existing=True)).one()
-
-
-# --- Aliases ------------------------------------------------------------------------------
-
-
-def set_alias(
-    session: Session,
-    actor: Actor,
-    artifact: Artifact,
-    alias: str,
-    version: Version,
-    expected: str | None = None,
-) -> Alias:
-    """Point ``alias`` at ``version``, if it points at the commit ``expected`` when one is given.
-
-    Raises InvalidInput for a name that reads as a version or a commit, Conflict when somebody
-    else moved the alias.
-    """
-    _check_alias(alias)
-    if version.artifact_id != artifact.id or version.deleted_at is not None:
-        raise InvalidInput(f"{label(version)} is no version of {_path(artifact)} that is there.")
-    _locked(session, Artifact.id == artifact.id)
-    row = session.get(Alias, (artifact.id, alias), populate_existing=True)
-    before = row.version.commit if row else None
-    if expected is not None and before != expected:
-        raise Conflict(
-            f"{alias} points at {before or 'nothing'}, not at {expected}: somebody moved it.",
-            hint="Look at what it points at now, and decide again.",
-        )
-    if row is not None and before == version.commit:
-        return row
-    moment = now(session)
-    if row is None:
-        row = Alias(artifact=artifact, name=alias, version=version, updated_at=moment)
-    row.version, row.updated_at = version, moment
-    session.add(row)
-    changed(artifact)
-    session.flush()
-    change = {"from": before, "to": version.commit}
-    audit(session, actor, "alias.set", f"{_path(artifact)}@{alias}", change)
-    return row
-
-
-def remove_alias(session: Session, actor: Actor, artifact: Artifact, alias: str) -> None:
-    """Take the alias away; the version it pointed at stays. Raises NotFound."""
-    row = session.get(Alias, (artifact.id, alias))
-    if row is None:
-        raise NotFound(
-            f"{_path(artifact)} has no alias {alias!r}.",
-            hint=_did_you_mean(get_close_matches(alias, [a.name for a in artifact.aliases])),
-        )
-    commit = row.version.commit
-    session.delete(row)
-    changed(artifact)
-    session.flush()
-    audit(session, actor, "alias.remove", f"{_path(artifact)}@{alias}", {"from": commit})
-
-
-def _check_alias(alias: str) -> None:
-    check_name(alias, "alias")
-    if alias == LATEST or VERSION.fullmatch(alias) or COMMIT.fullmatch(alias):
-        raise InvalidInput(
-            f"{alias!r} cannot be an alias: it reads as a version or a commit.",
-            hint="Take a word, such as production or best.",
-            errors=[{"loc": ["alias"], "msg": "reads as a version or a commit"}],
-        )
-
-
-def delete_version(session: Session, actor: Actor, version: Version) -> None:
-    """Hide a version; garbage collection takes its files after the grace. Lineage stays.
-
-    Raises Conflict while an alias points at it or a job that has not ended uses it.
-    """
-    if version.deleted_at is not None:
-        return
-    _locked(session, Artifact.id == version.artifact_id)
-    alias = session.scalar(select(Alias.name).where(Alias.version_id == version.id))
-    if alias is not None:
-        raise Conflict(f"{label(version)} is {alias}.", hint="Move or remove the alias first.")
-    job = session.scalar(
-        select(Job.id)
-        .join(JobInput, JobInput.job_id == Job.id)
-        .where(JobInput.version_id == version.id, Job.state.in_(JOB_OPEN))
-    )
-    if job is not None:
-        raise Conflict(f"{label(version)} is an input of job {job}.", hint="Wait for it to end.")
-    version.deleted_at = now(session)
-    changed(version.artifact)
-    session.flush()
-    audit(session, actor, "version.delete", label(version), {"commit": version.commit})

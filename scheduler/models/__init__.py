@@ -3,7 +3,9 @@
 Times are UTC by the database's own clock (scheduler.db.now). Sizes are bytes.
 """
 
+from scheduler.models.aliases import AliasMove, Gate
 from scheduler.models.base import Base, Timestamp
+from scheduler.models.caches import WorkerBlob, XetXorb
 from scheduler.models.history import Audit, Event, LogChunk, Metric
 from scheduler.models.jobs import Attempt, Checkpoint, Job, JobDependency, JobInput
 from scheduler.models.people import Project, ProjectMember, Token, User, Worker
@@ -12,22 +14,28 @@ from scheduler.models.store import (
     Alias,
     Artifact,
     Blob,
+    FormerName,
     Lineage,
     Upload,
     UploadPart,
     Version,
     VersionFile,
 )
+from scheduler.models.webhooks import Delivery, Webhook
 
 __all__ = [
     "Alias",
+    "AliasMove",
     "Artifact",
     "Attempt",
     "Audit",
     "Base",
     "Blob",
     "Checkpoint",
+    "Delivery",
     "Event",
+    "FormerName",
+    "Gate",
     "Job",
     "JobDependency",
     "JobInput",
@@ -44,5 +52,8 @@ __all__ = [
     "User",
     "Version",
     "VersionFile",
+    "Webhook",
     "Worker",
+    "WorkerBlob",
+    "XetXorb",
 ]

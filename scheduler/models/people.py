@@ -53,6 +53,9 @@ class Project(Base):
     weight: Mapped[float] = mapped_column(Float, default=1.0)  # in fair share
     # Its running jobs may be paused for waiting ones of higher priority.
     preemptible: Mapped[bool] = mapped_column(default=False)
+    quota_bytes: Mapped[int | None]  # of all its versions' files, each blob once
+    # Days after which versions go that nothing names: no alias, branch or tag, nor the newest.
+    ttl_days: Mapped[int | None] = mapped_column(Integer)
     created_at: Mapped[datetime]
 
 
@@ -81,4 +84,6 @@ class Worker(Base):
     seen_at: Mapped[datetime | None] = mapped_column(index=True)
     draining: Mapped[bool] = mapped_column(default=False)  # finishes its jobs, gets no more
     unclaimed: Mapped[int] = mapped_column(Integer, default=0)  # in a row; suspect at the limit
+    shares_url: Mapped[str | None] = mapped_column(String(200))  # where siblings fetch its blobs
+    shares_key: Mapped[str | None] = mapped_column(String(64))  # of the running process
     revoked_at: Mapped[datetime | None]

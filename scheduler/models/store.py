@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, Integer, String, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from espalier.ids import new_id
@@ -73,6 +73,7 @@ class Artifact(Base):
     head: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]  # to everybody it is not there; it can be brought back
 
     project: Mapped[Project] = relationship()
     versions: Mapped[list["Version"]] = relationship(
@@ -81,8 +82,25 @@ class Artifact(Base):
     aliases: Mapped[list["Alias"]] = relationship(back_populates="artifact", order_by="Alias.name")
 
 
+class FormerName(Base):
+    """A name that an artifact had before it was moved; who asks for it is shown the way."""
+
+    __tablename__ = "former_names"
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(96), primary_key=True)
+    artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"), index=True)
+    created_at: Mapped[datetime]
+
+    artifact: Mapped[Artifact] = relationship()
+
+
 class Version(Base):
-    """An immutable bundle of files. ``commit`` is the sha1 of its canonical manifest."""
+    """An immutable bundle of files. ``commit`` is the sha1 of its canonical manifest.
+
+    ``number`` counts an artifact's versions over all branches; what a branch points at is its
+    newest version, for ``main`` as for the others.
+    """
 
     __tablename__ = "versions"
     __table_args__ = (
@@ -99,6 +117,9 @@ class Version(Base):
     manifest: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"))
     size: Mapped[int]
     meta: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    branch: Mapped[str] = mapped_column(String(96), default="main")  # that it was committed to
+    previous_id: Mapped[str | None] = mapped_column(ForeignKey("versions.id"))  # in its branch
+    message: Mapped[str | None] = mapped_column(Text)  # a commit's title, and its text below
     role: Mapped[str | None] = mapped_column(String(32))  # of the output that it was
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     attempt_id: Mapped[str | None] = mapped_column(ForeignKey("attempts.id"))
@@ -125,13 +146,18 @@ class VersionFile(Base):
 
 
 class Alias(Base):
-    """A movable name for a version; every move is an audit row."""
+    """A name for a version; every move is an audit row, and an AliasMove.
+
+    An ``alias`` is moved by people, a ``branch`` by commits to it, a ``tag`` never. All three
+    share one space of names.
+    """
 
     __tablename__ = "aliases"
 
     artifact_id: Mapped[str] = mapped_column(ForeignKey("artifacts.id"), primary_key=True)
     name: Mapped[str] = mapped_column(String(96), primary_key=True)
     version_id: Mapped[str] = mapped_column(ForeignKey("versions.id"), index=True)
+    kind: Mapped[str] = mapped_column(String(8), default="alias")  # alias, branch, tag
     updated_at: Mapped[datetime]
 
     artifact: Mapped[Artifact] = relationship(back_populates="aliases")

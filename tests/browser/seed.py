@@ -17,7 +17,7 @@ from espalier.messages import (
     TableEvent,
 )
 from espalier.states import ArtifactKind, Reason
-from scheduler import access, jobs, registry, requests
+from scheduler import access, aliases, jobs, registry, requests
 from scheduler.db import now
 from scheduler.models import Attempt, Job, Worker
 from tests.browser.stage import GIB, Stage
@@ -205,7 +205,7 @@ class Seed(Stage):
         self.finish(attempt, "gguf", ArtifactKind.GGUF, {"model-q8_0.gguf": bytes(160_000)})
         with self.database.transaction() as db:
             artifact = registry.find_artifact(db, "team", "sql-lora")
-            registry.set_alias(db, self.actor, artifact, "best", artifact.versions[0])
+            aliases.set_alias(db, self.actor, artifact, "best", artifact.versions[0])
         for job, minutes in (
             (train, 300),
             (evaluate, 262),

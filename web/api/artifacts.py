@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import NotFound
 from espalier.refs import ArtifactRef, check_name, check_path
-from scheduler import publishing, registry
+from scheduler import aliases, publishing, registry
 from scheduler.models import Version
 from scheduler.publishing import Publication
 from scheduler.queries import Document
@@ -87,7 +87,7 @@ def _add_writing(routes: Routes) -> None:
         with services().database.transaction() as session:
             artifact = queries.find_artifact(session, actor(), project, name)
             version = find_version(session, project, name, body.version)
-            registry.set_alias(session, actor(), artifact, alias, version, body.expected)
+            aliases.set_alias(session, actor(), artifact, alias, version, body.expected)
             return {
                 "alias": alias,
                 "ref": registry.label(version),
@@ -99,4 +99,4 @@ def _add_writing(routes: Routes) -> None:
         """Take an alias away; the version it pointed at stays."""
         with services().database.transaction() as session:
             artifact = queries.find_artifact(session, actor(), project, name)
-            registry.remove_alias(session, actor(), artifact, alias)
+            aliases.remove_alias(session, actor(), artifact, alias)

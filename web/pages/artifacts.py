@@ -4,7 +4,7 @@ from flask import redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from espalier.refs import ArtifactRef
-from scheduler import lineage, registry
+from scheduler import aliases, lineage, registry
 from scheduler.access import projects_of
 from scheduler.models import Version
 from scheduler.queries import Document
@@ -50,7 +50,7 @@ def alias(project: str, name: str) -> AnyResponse:
     with services().database.transaction() as db:
         found = find_artifact(db, actor(), project, name)
         chosen = registry.resolve(db, ArtifactRef(project, name, request.form["version"]))
-        registry.set_alias(db, actor(), found, request.form["alias"].strip(), chosen)
+        aliases.set_alias(db, actor(), found, request.form["alias"].strip(), chosen)
     return redirect(url_for("pages.version", project=project, name=name, selector=chosen.number))
 
 

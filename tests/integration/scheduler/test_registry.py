@@ -15,7 +15,7 @@ from espalier.messages import FileEntry
 from espalier.refs import parse_artifact
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import lineage, registry
+from scheduler import aliases, lineage, registry, retiring
 from scheduler.access import SYSTEM
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
@@ -175,7 +175,7 @@ def test_selectors(session: Session, blobs: Blobs) -> None:
         publish(session, blobs, files={"a": b"2"}),
     )
     artifact = one.artifact
-    registry.set_alias(session, SYSTEM, artifact, "best", one)
+    aliases.set_alias(session, SYSTEM, artifact, "best", one)
     for ref, version in {
         "team/tuned": two,
         "team/tuned@latest": two,
@@ -192,7 +192,7 @@ def test_what_does_not_exist_is_answered_with_the_nearest_names(
     session: Session, blobs: Blobs
 ) -> None:
     version = publish(session, blobs, "sql-tuned")
-    registry.set_alias(session, SYSTEM, version.artifact, "production", version)
+    aliases.set_alias(session, SYSTEM, version.artifact, "production", version)
     with pytest.raises(NotFound) as missing:
         find(session, "team/sql-tunde")
     assert missing.value.hint == "Did you mean team/sql-tuned?"
@@ -210,12 +210,12 @@ def test_an_alias_moves_only_from_where_it_was_seen(session: Session, blobs: Blo
         publish(session, blobs, files={"a": b"2"}),
     )
     artifact = one.artifact
-    registry.set_alias(session, SYSTEM, artifact, "best", one)
+    aliases.set_alias(session, SYSTEM, artifact, "best", one)
     with pytest.raises(Conflict, match="somebody moved it"):
-        registry.set_alias(session, SYSTEM, artifact, "best", one, expected=two.commit)
-    registry.set_alias(session, SYSTEM, artifact, "best", two, expected=one.commit)
-    registry.set_alias(session, SYSTEM, artifact, "best", two)
-    registry.remove_alias(session, SYSTEM, artifact, "best")
+        aliases.set_alias(session, SYSTEM, artifact, "best", one, expected=two.commit)
+    aliases.set_alias(session, SYSTEM, artifact, "best", two, expected=one.commit)
+    aliases.set_alias(session, SYSTEM, artifact, "best", two)
+    aliases.remove_alias(session, SYSTEM, artifact, "best")
     moves = [(row.action, row.data) for row in session.scalars(select(Audit).order_by(Audit.id))]
     assert moves == [
         ("alias.set", {"from": None, "to": one.commit}),
@@ -228,7 +228,7 @@ def test_an_alias_moves_only_from_where_it_was_seen(session: Session, blobs: Blo
 def test_an_alias_cannot_read_as_something_else(session: Session, blobs: Blobs, alias: str) -> None:
     version = publish(session, blobs)
     with pytest.raises(InvalidInput, match="cannot be"):
-        registry.set_alias(session, SYSTEM, version.artifact, alias, version)
+        aliases.set_alias(session, SYSTEM, version.artifact, alias, version)
 
 
 def test_a_deleted_version_is_not_found_and_comes_back_when_published_again(
@@ -238,11 +238,11 @@ def test_a_deleted_version_is_not_found_and_comes_back_when_published_again(
         publish(session, blobs, files={"a": b"1"}),
         publish(session, blobs, files={"a": b"2"}),
     )
-    registry.set_alias(session, SYSTEM, one.artifact, "best", two)
+    aliases.set_alias(session, SYSTEM, one.artifact, "best", two)
     with pytest.raises(Conflict, match="is best"):
-        registry.delete_version(session, SYSTEM, two)
-    registry.remove_alias(session, SYSTEM, one.artifact, "best")
-    registry.delete_version(session, SYSTEM, two)
+        retiring.delete_version(session, SYSTEM, two)
+    aliases.remove_alias(session, SYSTEM, one.artifact, "best")
+    retiring.delete_version(session, SYSTEM, two)
     assert find(session, "team/tuned") is one
     with pytest.raises(NotFound):
         find(session, "team/tuned@v2")

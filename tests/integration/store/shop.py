@@ -13,7 +13,7 @@ from espalier.messages import CheckpointPublished, FileEntry, Finish, OutputMani
 from espalier.refs import parse_artifact
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import access, assignments, ingest, publishing, registry
+from scheduler import access, aliases, assignments, ingest, publishing, registry
 from scheduler.access import SYSTEM, actor_for
 from scheduler.blobs import Blobs
 from scheduler.db import Database
@@ -63,7 +63,7 @@ class Shop:
         with database.transaction() as session:
             found = registry.find_artifact(session, "team", "tuned")
             one = registry.resolve(session, parse_artifact("team/tuned@v1"))
-            registry.set_alias(session, SYSTEM, found, "production", one)
+            aliases.set_alias(session, SYSTEM, found, "production", one)
         return shop
 
     def upload(self, data: bytes, owner: str) -> str:

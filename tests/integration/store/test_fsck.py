@@ -11,7 +11,7 @@ from espalier.errors import Conflict, InvalidInput
 from espalier.messages import FileEntry
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import gc, heads, publishing, registry
+from scheduler import aliases, gc, heads, publishing, registry, retiring
 from scheduler.access import SYSTEM
 from scheduler.db import Database, migrate
 from scheduler.models import Artifact, Blob, Checkpoint, Job, Version, VersionFile
@@ -184,11 +184,11 @@ def test_heads_are_due_after_every_change(shop: Shop) -> None:
     assert due() == ["tuned"]
     with shop.database.transaction() as session:
         artifact = registry.find_artifact(session, "team", "tuned")
-        registry.remove_alias(session, SYSTEM, artifact, "production")
+        aliases.remove_alias(session, SYSTEM, artifact, "production")
     assert due() == ["tuned"]
     with shop.database.transaction() as session:
         artifact = registry.find_artifact(session, "team", "tuned")
-        registry.delete_version(session, SYSTEM, artifact.versions[-1])
+        retiring.delete_version(session, SYSTEM, artifact.versions[-1])
     assert due() == ["tuned"]
     assert fsck.check(shop.database, shop.driver).findings == []
 
@@ -217,7 +217,7 @@ def test_the_registry_comes_back_from_the_store(
         shop = Shop.filled(database, settings)
         with database.transaction() as session:
             artifact = registry.find_artifact(session, "team", "wikisql")
-            registry.delete_version(session, SYSTEM, artifact.versions[-1])
+            retiring.delete_version(session, SYSTEM, artifact.versions[-1])
         heads.write_due(database, lambda: shop.driver)
         before = contents(database)
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from espalier.messages import FileEntry
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import gc, registry
+from scheduler import gc, registry, retiring
 from scheduler.access import SYSTEM
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
@@ -114,7 +114,7 @@ def test_a_deleted_version_keeps_its_place_and_loses_its_files(
     with database.transaction() as session:
         old = publish(session, blobs, "gone", b"one")
         publish(session, blobs, "gone", b"two")
-        registry.delete_version(session, SYSTEM, old)
+        retiring.delete_version(session, SYSTEM, old)
     age(database, root, timedelta())
     assert gc.collect(database, blobs, DAY).blobs == 0
     age(database, root)
