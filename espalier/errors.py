@@ -80,6 +80,12 @@ class LeaseLost(Conflict):
     code, title = "lease_lost", "Lease lost"
 
 
+class GateRefused(Conflict):
+    """What an alias asks of a version is missing, or not good enough; the text says by how much."""
+
+    code, title = "gate_refused", "Gate refused"
+
+
 class TooLarge(EspalierError):
     """An upload above the limit."""
 
@@ -104,6 +110,12 @@ class StorageFull(Unavailable):
     status, code, title = 507, "storage_full", "Insufficient storage"
 
 
+class QuotaExceeded(EspalierError):
+    """A project's quota has no room for this. It is for a person to act: trying again is no use."""
+
+    status, code, title = 507, "quota_exceeded", "Quota exceeded"
+
+
 BY_CODE: dict[str, type[EspalierError]] = {
     cls.code: cls
     for cls in (
@@ -113,10 +125,12 @@ BY_CODE: dict[str, type[EspalierError]] = {
         NotFound,
         Conflict,
         LeaseLost,
+        GateRefused,
         TooLarge,
         TooMany,
         Unavailable,
         StorageFull,
+        QuotaExceeded,
         EspalierError,
     )
 }

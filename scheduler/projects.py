@@ -16,16 +16,21 @@ def may_manage(session: Session, actor: Actor, project: Project) -> bool:
     return member is not None and member.role == "owner"
 
 
-def set_preemptible(session: Session, actor: Actor, project: Project, preemptible: bool) -> None:
-    """Say whether the project's running jobs may be paused for more urgent ones.
-
-    Raises Forbidden for anybody but admins and the project's owners.
-    """
+def require_manager(session: Session, actor: Actor, project: Project) -> None:
+    """Raise Forbidden for anybody but admins and the project's owners."""
     if not may_manage(session, actor, project):
         raise Forbidden(
             f"Only an owner of {project.name} or an admin can change it.",
             hint="`GET /api/v1/projects` tells your role in each.",
         )
+
+
+def set_preemptible(session: Session, actor: Actor, project: Project, preemptible: bool) -> None:
+    """Say whether the project's running jobs may be paused for more urgent ones.
+
+    Raises Forbidden for anybody but admins and the project's owners.
+    """
+    require_manager(session, actor, project)
     if project.preemptible == preemptible:
         return
     project.preemptible = preemptible
