@@ -36,7 +36,7 @@ demo: install
 
 # TESTS=tests/unit runs a part.
 test: $(VENV)/.dev
-	CHROMIUM="$$(tests/system.sh $(BIN)/python)" $(BIN)/pytest -n 2 --dist loadfile $(TESTS)
+	CHROMIUM="$$(tests/system.sh $(BIN)/python)" $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
