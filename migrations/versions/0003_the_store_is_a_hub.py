@@ -42,13 +42,16 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f('ix_worker_blobs_sha256'), ['sha256'], unique=False)
 
     op.create_table('xet_xorbs',
+    sa.Column('project_id', sa.String(length=16), nullable=False),
     sa.Column('hash', sa.String(length=64), nullable=False),
     sa.Column('sha256', sa.String(length=64), nullable=False),
     sa.Column('size', sa.BigInteger(), nullable=False),
+    sa.Column('index', sa.LargeBinary(), nullable=False),
     sa.Column('created_at', sa.DateTime(timezone=True), nullable=False),
     sa.Column('touched_at', sa.DateTime(timezone=True), nullable=False),
     sa.ForeignKeyConstraint(['sha256'], ['blobs.sha256'], name=op.f('fk_xet_xorbs_sha256_blobs')),
-    sa.PrimaryKeyConstraint('hash', name=op.f('pk_xet_xorbs'))
+    sa.ForeignKeyConstraint(['project_id'], ['projects.id'], name=op.f('fk_xet_xorbs_project_id_projects')),
+    sa.PrimaryKeyConstraint('project_id', 'hash', name=op.f('pk_xet_xorbs'))
     )
     with op.batch_alter_table('xet_xorbs', schema=None) as batch_op:
         batch_op.create_index(batch_op.f('ix_xet_xorbs_sha256'), ['sha256'], unique=False)

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, String
+from sqlalchemy import ForeignKey, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from scheduler.models.base import Base, Sha256
@@ -19,12 +19,19 @@ class WorkerBlob(Base):
 
 
 class XetXorb(Base):
-    """A xorb that a Xet client has uploaded, kept as a blob: clients refer to it for weeks."""
+    """A xorb that a Xet client has uploaded to a project, kept as a blob (scheduler.xet).
+
+    Clients refer to it for weeks. Each project has its own: nobody builds files out of chunks of
+    a project that they may not see. ``index`` tells where the chunks lie: for each, the offset
+    behind it in the blob and its unpacked bytes, as two little-endian 32-bit numbers.
+    """
 
     __tablename__ = "xet_xorbs"
 
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     hash: Mapped[str] = mapped_column(String(64), primary_key=True)
     sha256: Mapped[str] = mapped_column(ForeignKey("blobs.sha256"), index=True)
     size: Mapped[int]
+    index: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime]
-    touched_at: Mapped[datetime]
+    touched_at: Mapped[datetime]  # by the last shard that referred to it
