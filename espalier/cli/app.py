@@ -8,6 +8,7 @@ import typer
 import espalier
 from espalier.cli import (
     artifacts,
+    compare,
     demo,
     doctor,
     jobs,
@@ -72,6 +73,6 @@ def version(as_json: JsonFlag = False) -> None:
 for module in (up, demo):
     module.register(app)
 app.command()(login)
-for further in (submit, jobs, artifacts, workers, people, projects, doctor, upkeep):
+for further in (submit, jobs, artifacts, compare, workers, people, projects, doctor, upkeep):
     further.register(app)
 app.command()(version)
