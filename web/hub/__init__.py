@@ -10,7 +10,7 @@ from flask import Blueprint, Flask
 
 from espalier.errors import EspalierError
 from web import auth
-from web.hub import files, relay, repos
+from web.hub import files, relay, repos, xet
 from web.hub.errors import answer
 
 
@@ -22,5 +22,9 @@ def register(app: Flask) -> Blueprint:
     blueprint.register_error_handler(EspalierError, answer)
     repos.add(blueprint)
     files.add(blueprint)
+    xet.add(blueprint)
     app.register_blueprint(blueprint)
+    store = xet.make_store()
+    app.extensions["csrf"].exempt(store)
+    app.register_blueprint(store)
     return blueprint
