@@ -1,7 +1,8 @@
 """Garbage collection: bytes that nothing refers to, after a grace, leave the store.
 
 Kept are the files of versions that are not deleted or that an open job uses, all manifests, the
-checkpoints of jobs that can still go on, open uploads, and whatever was touched within the grace:
+checkpoints of jobs that can still go on, open uploads, xorbs that Xet's clients may refer to
+(scheduler.xet), and whatever was touched within the grace:
 whoever is about to refer to a blob touches it (scheduler.blobrows). A blob's row and its bytes go
 under one lock of the row, so that nobody takes up what is being deleted. While a backup copies
 what its snapshot names, no blob goes (see hold).
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import Conflict
 from espalier.states import JOB_ENDED, JOB_OPEN
+from scheduler import xet
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
 from scheduler.models import (
@@ -142,7 +144,7 @@ def _unused(session: Session, before: datetime) -> list[tuple[str, int]]:
     in_upload = exists().where(Upload.sha256 == Blob.sha256, Upload.touched_at >= before)
     rows = session.execute(
         select(Blob.sha256, Blob.size).where(
-            Blob.touched_at < before, ~in_version, ~is_manifest, ~in_upload
+            Blob.touched_at < before, ~in_version, ~is_manifest, ~in_upload, ~xet.is_kept()
         )
     )
     kept = select(Checkpoint.files).join(Job, Job.id == Checkpoint.job_id).where(~_is_past(before))
@@ -157,6 +159,7 @@ def _let_go(database: Database, before: datetime) -> None:
         session.execute(delete(VersionFile).where(VersionFile.version_id.in_(deleted)))
         past = select(Job.id).where(_is_past(before))
         session.execute(delete(Checkpoint).where(Checkpoint.job_id.in_(past)))
+        xet.forget(session)
 
 
 def _delete(database: Database, blobs: Blobs, sha256: str, before: datetime) -> bool:
@@ -170,6 +173,7 @@ def _delete(database: Database, blobs: Blobs, sha256: str, before: datetime) -> 
                 Blob.touched_at < before,
                 ~exists().where(VersionFile.sha256 == sha256),
                 ~exists().where(Version.manifest == sha256),
+                ~xet.is_kept(),
             )
         )
         if not cast("CursorResult[tuple[()]]", result).rowcount:

@@ -15,7 +15,7 @@ import hashlib
 import io
 import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache, partial
 from tempfile import TemporaryFile
 from typing import Any
@@ -105,9 +105,9 @@ def is_kept() -> ColumnElement[bool]:
     return exists().where(XetXorb.sha256 == Blob.sha256)
 
 
-def forget(session: Session, moment: datetime) -> None:
-    """Drop the xorbs that nobody referred to for long; their blobs go as others do."""
-    session.execute(delete(XetXorb).where(XetXorb.touched_at < moment - KEPT))
+def forget(session: Session) -> None:
+    """Drop the xorbs that nobody referred to for KEPT; garbage collection takes their blobs."""
+    session.execute(delete(XetXorb).where(XetXorb.touched_at < now(session) - KEPT))
 
 
 # --- Files --------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def make_store() -> Blueprint:
     """Return the content-addressed store's blueprint, which has tokens of its own."""
     store = Blueprint("xet", __name__, url_prefix=PREFIX)
     store.before_request(_require_sender)
-    store.register_error_handler(EspalierError, answer)
+    store.register_error_handler(EspalierError, _refuse)
     store.post("/v1/xorbs/default/<name>")(put_xorb)
     store.post("/v1/shards")(put_shard)
     methods = ["GET", "HEAD", "POST", "PUT", "DELETE"]
@@ -112,6 +112,14 @@ def _refused() -> Unauthorized:
     return Unauthorized(
         "This token for uploads has expired, or was revoked.", hint="Begin the upload again."
     )
+
+
+def _refuse(error: EspalierError) -> Response:
+    """Return the error; clients show nothing of it but the status line, so it is told there."""
+    response = answer(error)
+    line = response.headers["X-Error-Message"].encode("ascii", "replace").decode()
+    response.status = f"{response.status_code} {line[:400]}"
+    return response
 
 
 # --- The store ----------------------------------------------------------------------------
