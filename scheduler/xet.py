@@ -6,9 +6,10 @@ files are put together from xorbs, chunk by chunk, and take the way of every upl
 
 Whose chunks? Clients remember what they sent for three weeks and refer to it in later shards, so
 xorbs stay a while after they were last referred to. Who knows a xorb's hash does not thereby have
-its bytes: a shard may refer to xorbs of projects that its sender is a member of, no others; to a
-stranger a xorb that another project has is one that does not exist. Nobody is told which chunks
-others have (Xet's global deduplication): asking for known hashes would tell who has what.
+its bytes: a shard refers to xorbs of the project that it is sent to, all of whose members may see
+its files, and to no others. A xorb that only another project has is one that does not exist, and
+has to be sent, all of it. Nobody is told which chunks are there (Xet's global deduplication):
+asking for known hashes would tell who has what.
 """
 
 import hashlib
@@ -20,13 +21,13 @@ from functools import lru_cache, partial
 from tempfile import TemporaryFile
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, exists, select, update
+from sqlalchemy import ColumnElement, Select, delete, exists, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from espalier.errors import EspalierError, NotFound, Unavailable
 from scheduler import quota
-from scheduler.access import Actor, visible_projects
+from scheduler.access import Actor
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
 from scheduler.models import Blob, Project, XetXorb
@@ -39,7 +40,7 @@ KEPT = timedelta(days=28)
 
 
 class UnknownXorb(EspalierError):
-    """A shard refers to chunks that were never sent here, were dropped, or are not the sender's."""
+    """A shard refers to chunks that the project never had, or has no more."""
 
     status, code, title = 400, "unknown_xorb", "Unknown xorb"
 
@@ -124,8 +125,8 @@ def rebuild(
     with database.transaction() as session:
         project = session.get_one(Project, project_id)
         quota.check(session, project, {file.sha256: file.size for file in files})
-        _take_up(session, actor, {term.xorb for file in files for term in file.terms()})
-    find = lru_cache(maxsize=64)(_Shelf(database, actor))
+        _take_up(session, project_id, {term.xorb for file in files for term in file.terms()})
+    find = lru_cache(maxsize=64)(_Shelf(database, project_id))
     for file in files:
         with database.reading() as session:
             held = bool(held_by_person(session, actor, [file.sha256]))
@@ -144,11 +145,11 @@ def _opened(blobs: Blobs, find: "_Find", file: ShardFile, start: int) -> Readabl
     return _stream(_content(blobs, find, file.terms(), start))
 
 
-def _take_up(session: Session, actor: Actor, names: set[str]) -> None:
+def _take_up(session: Session, project_id: str, names: set[str]) -> None:
     """Renew the xorbs that a shard refers to. Raises UnknownXorb."""
     unknown, ordered = set(names), sorted(names)
     for first in range(0, len(ordered), 1000):
-        found = session.scalars(_visible(actor, ordered[first : first + 1000])).all()
+        found = session.scalars(_kept(project_id, ordered[first : first + 1000])).all()
         for row in found:
             row.touched_at = now(session)
         unknown -= {row.hash for row in found}
@@ -156,25 +157,25 @@ def _take_up(session: Session, actor: Actor, names: set[str]) -> None:
         raise UnknownXorb(unknown)
 
 
-def _visible(actor: Actor, names: Sequence[str]) -> Any:
+def _kept(project_id: str, names: Sequence[str]) -> Select[XetXorb]:
+    """The project's xorbs of these names, in one order for all: nobody waits for another."""
     return (
         select(XetXorb)
-        .join(Project, Project.id == XetXorb.project_id)
         .join(Blob, Blob.sha256 == XetXorb.sha256)
-        .where(XetXorb.hash.in_(names), Blob.damaged_at.is_(None), visible_projects(actor))
-        .order_by(XetXorb.project_id, XetXorb.hash)  # one order for all: nobody waits for another
+        .where(XetXorb.project_id == project_id, XetXorb.hash.in_(names), Blob.damaged_at.is_(None))
+        .order_by(XetXorb.hash)
     )
 
 
 class _Shelf:
     """Xorbs by hash: the blob's sha256, and the ends and the lengths of its chunks."""
 
-    def __init__(self, database: Database, actor: Actor) -> None:
-        self._database, self._actor = database, actor
+    def __init__(self, database: Database, project_id: str) -> None:
+        self._database, self._project_id = database, project_id
 
     def __call__(self, name: str) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
         with self._database.reading() as session:
-            row: XetXorb | None = session.scalars(_visible(self._actor, [name])).first()
+            row = session.scalar(_kept(self._project_id, [name]))
         if row is None:
             raise UnknownXorb([name])
         numbers = struct.unpack(f"<{len(row.index) // 4}I", row.index)

@@ -8,6 +8,7 @@ chunks they have not sent before come in xorbs, then a shard tells how the files
 import re
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from flask import Blueprint, Response, current_app, g, jsonify, request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
@@ -24,8 +25,9 @@ from web import auth
 from web.hub.errors import answer
 from web.services import services
 
-#: Where the content-addressed store answers, below this server's address.
-PREFIX = "/xet"
+#: Where a project's content-addressed store answers, below this server's address. Clients remember
+#: by this address what they have sent: in a project nothing is known of what others hold.
+PREFIX = "/xet/<project_id>"
 #: Seconds that a client's token works; it fetches another one when this is nearly over.
 LIFETIME = 900
 #: The table that clients may send behind a xorb's chunks.
@@ -49,6 +51,7 @@ def add(blueprint: Blueprint) -> None:
 def make_store() -> Blueprint:
     """Return the content-addressed store's blueprint, which has tokens of its own."""
     store = Blueprint("xet", __name__, url_prefix=PREFIX)
+    store.url_value_preprocessor(_note_project)
     store.before_request(_require_sender)
     store.register_error_handler(EspalierError, _refuse)
     store.post("/v1/xorbs/default/<name>")(put_xorb)
@@ -73,7 +76,7 @@ def write_token(kind: str, project: str, name: str, rev: str) -> Response:
         access.project_for(session, auth.actor(), project)
         what = {"token": personal.id, "project": artifact.project_id, "repo": artifact.id}
     expires = int(time.time()) + LIFETIME
-    secret, url = str(_signer().dumps(what)), request.host_url.rstrip("/") + PREFIX
+    secret, url = str(_signer().dumps(what)), f"{request.host_url}xet/{artifact.project_id}"
     response = jsonify(casUrl=url, exp=expires, accessToken=secret)
     response.headers["X-Xet-Cas-Url"] = url
     response.headers["X-Xet-Token-Expiration"] = str(expires)
@@ -86,6 +89,10 @@ def _signer() -> URLSafeTimedSerializer:
     return URLSafeTimedSerializer(str(current_app.secret_key), salt="xet-write-token")
 
 
+def _note_project(endpoint: str | None, values: dict[str, Any] | None) -> None:
+    g.wanted = (values or {}).pop("project_id", None)
+
+
 def _require_sender() -> None:
     with auth.counting_refusals(), services().database.reading() as session:
         try:
@@ -93,6 +100,8 @@ def _require_sender() -> None:
         except BadSignature as error:  # expired ones are such, too
             raise _refused() from error
         g.sender = _sender(session, what["token"], what["project"])
+    if g.wanted != g.sender.project_id:
+        raise NotFound("This token is for another project's uploads.")
 
 
 def _sender(session: Session, token_id: str, project_id: str) -> Sender:
@@ -148,7 +157,7 @@ def put_shard() -> Response:
 
 def nothing(rest: str) -> Response:
     """Everything else that clients ask a store for: they go on without it."""
-    raise NotFound(f"This server has no {PREFIX}/{rest:.100}: it takes uploads only.")
+    raise NotFound(f"There is no {rest[:100]} here: this server takes uploads only.")
 
 
 def _this_sender() -> Sender:
