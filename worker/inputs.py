@@ -9,6 +9,7 @@ from pathlib import Path
 
 from espalier.errors import NotFound, Unavailable
 from espalier.messages import Assignment, FileEntry, Input
+from espalier.patterns import DATA_FILES, MODEL_FILES
 from espalier.refs import check_name
 from espalier.states import ArtifactKind
 from espalier.transfer import Progress
@@ -19,18 +20,6 @@ from worker.disk import is_full
 from worker.stop import Stop
 
 log = logging.getLogger("worker")
-
-#: What is fetched of a repository: weights and text, nothing a loader could run.
-_MODEL_FILES = (
-    "*.safetensors",
-    "*.json",
-    "*.jsonl",
-    "*.jinja",
-    "*.tiktoken",
-    "*.txt",
-    "tokenizer.model",
-)
-_DATA_FILES = ("*.jsonl", "*.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +92,7 @@ class Inputs:
                     repo_type="dataset" if is_data else "model",
                     revision=item.hub_revision,
                     cache_dir=self._hub_cache,
-                    allow_patterns=list(_DATA_FILES if is_data else _MODEL_FILES),
+                    allow_patterns=list(DATA_FILES if is_data else MODEL_FILES),
                     endpoint=self._hub_url,
                     token=self._token,
                 )

@@ -80,6 +80,16 @@ class Driver(Protocol):
         Returns what the place cannot do and what follows from it, for the log.
         """
 
+    def limits(self) -> tuple[str, ...]:
+        """Return what the last `probe` of this driver returned; asks nothing."""
+
+    def link(self, key: str, name: str | None = None) -> str | None:
+        """Return a URL where anybody may GET the object for a while, under a file's ``name``.
+
+        None where the place has none, settings do not want it, or its ranges are not to be
+        trusted: the bytes then come through `open`.
+        """
+
     def begin(self, key: str) -> str:
         """Return the handle under which parts of ``key`` are put; two calls, two handles."""
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from espalier.errors import EspalierError
 from espalier.ids import new_id
-from scheduler.store.base import MAX_PARTS, Driver, Part, blob_key, staging_key
+from scheduler.store.base import CHUNK, MAX_PARTS, Driver, Part, blob_key, staging_key
 from scheduler.store.directory import Directory
 
 #: Bytes of a part where the target takes parts.
@@ -19,11 +19,21 @@ class Differs(EspalierError):
     code, title = "differs", "Other bytes"
 
 
-def copy_blob(source: Driver, target: Driver, sha256: str, size: int, *, link: bool = True) -> None:
+def copy_blob(
+    source: Driver,
+    target: Driver,
+    sha256: str,
+    size: int,
+    *,
+    link: bool = True,
+    clone: bool = False,
+) -> None:
     """Have the blob in ``target`` as well, whole and right, or not at all.
 
     Between two folders of one disk it is a link, where ``link`` allows it: no bytes are copied,
-    and none are read. Raises NotFound when the source has none, Differs when its bytes are others.
+    and none are read. With ``clone`` it is a file of its own that shares its blocks with the
+    source's, where the file system can: no bytes are written, and all are hashed. Raises NotFound
+    when the source has none, Differs when its bytes are others.
     """
     key = blob_key(sha256)
     if target.size(key) == size:
@@ -34,10 +44,14 @@ def copy_blob(source: Driver, target: Driver, sha256: str, size: int, *, link: b
             raise Differs(f"Blob {sha256} has {source.size(key)} bytes, not {size}.")
         if target.adopt(source.path_of(key), key):
             return
-    stream = _Stream(source.open(key))
     staged = staging_key(new_id())
+    stream = _Stream(source.open(key))
     try:
-        _stage(stream, target, staged, size)
+        if clone and _cloned(source, target, key, staged):
+            stream = _Stream(target.open(staged))
+            stream.drain()
+        else:
+            _stage(stream, target, staged, size)
         if (stream.sha256, stream.size) != (sha256, size):
             raise Differs(f"Blob {sha256} has other bytes: their sha256 is {stream.sha256}.")
         target.move(staged, key)
@@ -51,6 +65,12 @@ def hash_blob(driver: Driver, sha256: str) -> str:
     for chunk in driver.open(blob_key(sha256)):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def _cloned(source: Driver, target: Driver, key: str, staged: str) -> bool:
+    if not (isinstance(source, Directory) and isinstance(target, Directory)):
+        return False
+    return target.take(source.path_of(key), staged)
 
 
 def _stage(stream: "_Stream", target: Driver, key: str, size: int) -> None:
@@ -98,6 +118,11 @@ class _Stream:
         self._digest.update(data)
         self.size += len(data)
         return data
+
+    def drain(self) -> None:
+        """Read to the end, for the digest alone."""
+        while self.read(CHUNK):
+            pass
 
 
 class _Limited:

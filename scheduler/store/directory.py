@@ -8,13 +8,13 @@ leaves is either a whole blob or something in ``staging/``.
 import errno
 import fcntl
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from espalier import disk
 from espalier.errors import NotFound, StorageFull, Unavailable
 from espalier.ids import new_id
 from espalier.refs import check_path
@@ -40,6 +40,12 @@ class Directory:
     @property
     def place(self) -> str:
         return str(self.root)
+
+    def limits(self) -> tuple[str, ...]:
+        return ()
+
+    def link(self, key: str, name: str | None = None) -> str | None:
+        return None
 
     def probe(self) -> tuple[str, ...]:
         key = f"staging/probe-{new_id()}"
@@ -71,7 +77,7 @@ class Directory:
                         _write_at(file, chunk, offset)
                     offset += len(chunk)
                 with self._reachable():
-                    _flush(file)
+                    disk.flush(file)
             except StorageFull:
                 _cut(file, part)
                 raise
@@ -101,11 +107,11 @@ class Directory:
             _make_folder(final.parent)
             try:
                 with path.open("rb") as file, _locked(file, fcntl.LOCK_EX):
-                    _flush(file)
+                    disk.flush(file)
                     path.replace(final)
             except FileNotFoundError:
                 raise _absent(source) from None
-            _sync_directory(final.parent)
+            disk.sync_folder(final.parent)
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -117,11 +123,11 @@ class Directory:
                 with temporary.open("xb") as file:
                     file.write(data)
                     file.flush()
-                    _flush(file)
+                    disk.flush(file)
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
-            _sync_directory(path.parent)
+            disk.sync_folder(path.parent)
 
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         path = self._path(key)
@@ -184,8 +190,18 @@ class Directory:
                 if error.errno in _NO_LINKS:
                     return False
                 raise
-            _sync_directory(final.parent)
+            disk.sync_folder(final.parent)
             return True
+
+    def take(self, source: Path, key: str) -> bool:
+        """Make a clone of ``source``, of the same disk, appear as ``key``: it shares its blocks.
+
+        False where the file system has none. The bytes are not looked at.
+        """
+        final = self._path(key)
+        with self._reachable():
+            _make_folder(final.parent)
+            return disk.clone(source, final)
 
     def path_of(self, key: str) -> Path:
         """Return the file that holds ``key``, there or not."""
@@ -234,15 +250,6 @@ def _lost(key: str) -> UploadLost:
     return UploadLost(f"The store has no open upload {key}.", hint="Begin the upload again.")
 
 
-def _flush(file: BinaryIO) -> None:
-    """Have the bytes on the disk itself: macOS' fsync stops at the drive's cache."""
-    if sys.platform == "darwin":
-        with suppress(OSError):  # not on every file system
-            fcntl.fcntl(file.fileno(), fcntl.F_FULLFSYNC)
-            return
-    os.fsync(file.fileno())
-
-
 def _cut(file: BinaryIO, part: Part) -> None:
     """Give back the room of a part that did not fit, where it is the file's last."""
     with suppress(OSError), _locked(file, fcntl.LOCK_EX):
@@ -256,7 +263,7 @@ def _make_folder(path: Path) -> None:
         return
     _make_folder(path.parent)
     path.mkdir(exist_ok=True)
-    _sync_directory(path.parent)
+    disk.sync_folder(path.parent)
 
 
 def _existing(path: Path) -> Path:
@@ -284,12 +291,3 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the rename itself durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -63,7 +63,7 @@ def _bring_blobs(source: Driver, target: Driver, folder: Path, saved: Saved, tel
         if number % 100 == 0:
             tell(f"blob {number} of {saved.blobs}")
         try:
-            copy_blob(source, target, sha256, size, link=False)
+            copy_blob(source, target, sha256, size, link=False, clone=True)
         except NotFound:
             raise InvalidInput(f"Blob {sha256} has gone from the backup meanwhile.") from None
         if target.size(blob_key(sha256)) != size:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from espalier.errors import InvalidInput, NotFound, Unavailable
@@ -26,9 +27,9 @@ def settings(
     root = tmp_path_factory.mktemp(request.param)
     with ExitStack() as stack:
         if request.param == "rclone":
-            yield stack.enter_context(rclone_s3(root)).settings()
+            yield stack.enter_context(rclone_s3(root)).settings(s3_presigned=True)
         elif request.param == "moto":
-            yield stack.enter_context(moto_s3()).settings()
+            yield stack.enter_context(moto_s3()).settings(s3_presigned=True)
         else:
             yield Settings(store_url=f"file://{root / 'store'}")
 
@@ -131,6 +132,17 @@ def test_another_part_replaces_the_first_or_the_upload_is_lost(driver: Driver, k
         assert read(driver, key) == data
 
 
+def test_another_process_goes_on_with_an_upload(
+    driver: Driver, settings: Settings, key: str
+) -> None:
+    data = noise(5 * MIB + 7)
+    handle, parts = put_parts(driver, key, data, (1,))
+    other = open_driver(settings)
+    tag = other.put_part(key, handle, Part(2, 5 * MIB, 7), io.BytesIO(data[5 * MIB :]))
+    other.assemble(key, handle, [*parts, Part(2, 5 * MIB, 7, tag)])
+    assert read(driver, key) == data
+
+
 @pytest.mark.parametrize("size", [99, 101])
 def test_a_part_of_another_length_is_refused(driver: Driver, key: str, size: int) -> None:
     handle = driver.begin(key)
@@ -192,6 +204,26 @@ def test_open_uploads_can_be_found(driver: Driver, key: str) -> None:
     begun = [(parts.key, parts.handle) for parts in driver.uploads()]
     assert (key, handle) in begun or listed
     driver.abort(key, handle)
+
+
+def test_a_link_gives_ranges_or_there_is_none(
+    driver: Driver, settings: Settings, key: str, request: pytest.FixtureRequest
+) -> None:
+    driver.put(key, noise(1000))
+    url = driver.link(key, "modèle 1.safetensors")
+    if url is None:
+        assert "moto" not in request.node.name, "its probe has nothing against it"
+        assert not settings.s3_presigned or any("PRESIGNED" in text for text in driver.limits())
+        return
+    answer = httpx.get(url, headers={"Range": "bytes=10-19"})
+    assert (answer.status_code, answer.content) == (206, noise(1000)[10:20])
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert "mod%C3%A8le%201.safetensors" in answer.headers["content-disposition"]
+
+
+def test_how_much_room_there_is(driver: Driver) -> None:
+    room = driver.room()
+    assert room is None or room > 0
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -10,15 +10,17 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 import pytest
 from pydantic import SecretStr
 
-from espalier.errors import NotFound, Unavailable
+from espalier.errors import InvalidInput, NotFound, Unavailable
 from scheduler import gc
 from scheduler.blobs import Blobs
 from scheduler.db import Database
 from scheduler.store import open_driver, s3
+from scheduler.store.base import Part
 from tests.integration.store.servers import SECRET_KEY, Server, moto_s3, rclone_s3
 
 MIB = 1 << 20
@@ -32,9 +34,67 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
 
 
 def test_the_probe_makes_the_bucket_and_says_what_is_missing(server: Server) -> None:
-    limits = open_driver(server.settings()).probe()
-    assert all("Range" in limit or "multipart" in limit for limit in limits)
-    assert open_driver(server.settings()).probe() == limits
+    driver = open_driver(server.settings())
+    assert driver.limits() == ()
+    limits = driver.probe()
+    assert driver.limits() == limits == open_driver(server.settings()).probe()
+    is_rclone = server.bucket == "models"
+    assert any(limit.startswith("answers a Range with status 200") for limit in limits) is is_rclone
+    assert any("conditional writes" in limit for limit in limits) is is_rclone
+    assert any("x-amz-checksum-sha256" in limit for limit in limits), "both believe the client"
+    assert list(driver.list("")) == []
+    assert list(driver.uploads()) == []
+
+
+def test_encryption_is_asked_for_by_all_that_writes() -> None:
+    with moto_s3() as server:
+        settings = server.settings(s3_encryption="aws:kms:a-key")
+        driver = s3.connect(settings, server.bucket, "", copy_limit=5 * MIB)
+        driver.probe()
+        driver.put("staging/small", b"abc")
+        driver.move("staging/small", "blobs/small")
+        handle = driver.begin("staging/large")
+        tag = driver.put_part("staging/large", handle, Part(1, 0, 11 * MIB), io.BytesIO(DATA))
+        driver.assemble("staging/large", handle, [Part(1, 0, 11 * MIB, tag)])
+        told = driver.client.head_object(**driver.at("staging/large"))
+        assert told["ServerSideEncryption"] == "aws:kms"
+        driver.move("staging/large", "blobs/large")
+        for key in ("blobs/small", "blobs/large"):
+            told = driver.client.head_object(**driver.at(key))
+            assert (told["ServerSideEncryption"], told["SSEKMSKeyId"]) == ("aws:kms", "a-key")
+
+
+def test_a_server_that_says_nothing_of_encryption_is_not_used() -> None:
+    with moto_s3() as server:
+        driver = s3.connect(server.settings(s3_encryption="AES256"), server.bucket, "")
+        driver.encryption["ServerSideEncryption"] = "aws:kms"
+        written = driver.client.put_object
+
+        def plain(**given: object) -> object:  # as servers do that know no encryption
+            given.pop("ServerSideEncryption")
+            return written(**given)  # type: ignore[arg-type]
+
+        driver.client.put_object = plain  # type: ignore[method-assign,assignment]
+        with pytest.raises(Unavailable, match="ESPALIER_S3_ENCRYPTION is aws:kms"):
+            driver.probe()
+
+
+@pytest.mark.parametrize("text", ["yes", "AES256:key", "aws:kms:", ""])
+def test_an_encryption_that_is_none(text: str) -> None:
+    with pytest.raises(InvalidInput, match="AES256, aws:kms or aws:kms:KEY-ID"):
+        open_driver(Server("http://127.0.0.1:1", "models").settings(s3_encryption=text))
+
+
+@pytest.mark.parametrize(("path_style", "host"), [(True, "s3.test"), (False, "models.s3.test")])
+def test_the_bucket_is_in_the_path_or_in_the_host_s_name(path_style: bool, host: str) -> None:
+    settings = Server("http://s3.test", "models").settings(s3_path_style=path_style)
+    driver = s3.connect(settings, "models", "prefix")
+    assert urlsplit(driver.presign("blobs/x")).hostname == host
+
+
+def test_no_link_is_given_while_the_server_is_away() -> None:
+    settings = Server("http://127.0.0.1:1", "models").settings(s3_presigned=True)
+    assert open_driver(settings).link("blobs/x") is None
 
 
 def test_a_large_object_is_copied_in_parts(server: Server) -> None:
