@@ -21,6 +21,7 @@ from espalier.errors import EspalierError, Unauthorized
 from espalier.settings import Settings, settings
 from espalier.states import Kind
 from scheduler import access, fleet
+from scheduler.courier import Courier
 from scheduler.db import Database, migrate
 from scheduler.dispatch import Dispatcher, Ticket
 from scheduler.ending import Ended, Ending
@@ -48,7 +49,9 @@ def run(config: Settings, ending: Ending) -> None:
     dispatcher = Dispatcher(database, publish, config)
     waker, housekeeping = Waker(config.broker_url), Housekeeping()
     heads = HeadKeeper(database, partial(_open_driver, config))
+    courier = Courier(database)
     heads.start()
+    courier.start()
     log.info("The scheduler runs.")
     try:
         while True:
@@ -59,6 +62,7 @@ def run(config: Settings, ending: Ending) -> None:
     finally:
         dispatcher.resign()
         housekeeping.stop()
+        courier.stop()
         heads.stop()
 
 

@@ -1,19 +1,19 @@
 """Garbage collection: bytes that nothing refers to, after a grace, leave the store.
 
-Kept are the files of versions that are not deleted or that an open job uses, all manifests, the
-checkpoints of jobs that can still go on, open uploads, xorbs that Xet's clients may refer to
-(scheduler.xet), and whatever was touched within the grace:
+Kept are the files of versions that are not deleted (nor their artifacts), that a name points at or
+that an open job uses, all manifests, the checkpoints of jobs that can still go on, open uploads,
+xorbs that Xet's clients may refer to (scheduler.xet), and whatever was touched within the grace:
 whoever is about to refer to a blob touches it (scheduler.blobrows). A blob's row and its bytes go
 under one lock of the row, so that nobody takes up what is being deleted. While a backup copies
 what its snapshot names, no blob goes (see hold).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import cast
 
-from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -23,11 +23,14 @@ from scheduler import xet
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
 from scheduler.models import (
+    Alias,
+    Artifact,
     Blob,
     Checkpoint,
     Job,
     JobInput,
     Presence,
+    Project,
     Upload,
     Version,
     VersionFile,
@@ -45,7 +48,9 @@ _HOLD = "backup"
 class Collected:
     """What was removed, or would be: blobs and their bytes, uploads given up by their owners, and
 
-    objects in the store that no row knows (what crashes leave).
+    objects in the store that no row knows (what crashes leave). ``projects`` says whose the bytes
+    were, by name; those of no version, such as checkpoints and what was never published, are
+    nobody's, under the empty name.
     """
 
     dry_run: bool
@@ -54,6 +59,28 @@ class Collected:
     bytes: int = 0
     uploads: int = 0
     orphans: int = 0
+    projects: dict[str, int] = field(default_factory=dict)
+
+    def count(self, size: int, owner: str) -> None:
+        """Count one blob."""
+        self.blobs += 1
+        self.bytes += size
+        self.projects[owner] = self.projects.get(owner, 0) + size
+
+
+def forecast(database: Database, grace: timedelta = GRACE) -> Collected:
+    """Say what `collect` would remove of what SQL knows; the store is not asked."""
+    found = Collected(dry_run=True)
+    with database.reading() as session:
+        before = now(session) - grace
+        found.held = _is_held(session)
+        unused = _unused(session, before)
+        owners = _owners_of(session, unused)
+        for sha256, size in unused:
+            found.count(size, owners.get(sha256, ""))
+        idle = select(func.count()).where(Upload.touched_at < before)
+        found.uploads = session.scalar(idle) or 0
+    return found
 
 
 def collect(
@@ -68,12 +95,12 @@ def collect(
         before = now(session) - grace
         found.held = _is_held(session)
         unused = [] if found.held else _unused(session, before)
+        owners = _owners_of(session, unused)
     if not dry_run and not found.held:
         _let_go(database, before)
     for sha256, size in unused:
         if dry_run or _delete(database, blobs, sha256, before):
-            found.blobs += 1
-            found.bytes += size
+            found.count(size, owners.get(sha256, ""))
     found.uploads = _give_up(database, blobs, before, dry_run)
     found.orphans = _sweep_staging(database, blobs, before, dry_run)
     found.orphans += _sweep_quarantine(blobs, before, dry_run)
@@ -133,12 +160,28 @@ def _in_use() -> ColumnElement[bool]:
     )
 
 
+def _is_named() -> ColumnElement[bool]:
+    """Versions that a name points at, in an artifact that is there."""
+    return exists().where(
+        Alias.version_id == Version.id,
+        Artifact.id == Alias.artifact_id,
+        Artifact.deleted_at.is_(None),
+    )
+
+
+def _is_gone(before: datetime) -> ColumnElement[bool]:
+    """Versions that were deleted, or their artifacts, so long ago that nobody brings them back."""
+    artifact = exists().where(Artifact.id == Version.artifact_id, Artifact.deleted_at < before)
+    return and_(or_(Version.deleted_at < before, artifact), ~_in_use(), ~_is_named())
+
+
 def _unused(session: Session, before: datetime) -> list[tuple[str, int]]:
     """Return (sha256, bytes) of the blobs that nothing keeps."""
     in_version = exists().where(
         VersionFile.sha256 == Blob.sha256,
         Version.id == VersionFile.version_id,
-        or_(Version.deleted_at.is_(None), Version.deleted_at >= before, _in_use()),
+        # What deleted_at is unknown of is not gone: NOT of NULL would be no answer.
+        ~func.coalesce(_is_gone(before), False),
     )
     is_manifest = exists().where(Version.manifest == Blob.sha256)
     in_upload = exists().where(Upload.sha256 == Blob.sha256, Upload.touched_at >= before)
@@ -152,11 +195,27 @@ def _unused(session: Session, before: datetime) -> list[tuple[str, int]]:
     return [(row.sha256, row.size) for row in rows if row.sha256 not in in_checkpoint]
 
 
+def _owners_of(session: Session, unused: Sequence[tuple[str, int]]) -> dict[str, str]:
+    """Return whose blobs these were: sha256 → the first project, by name, of a deleted version."""
+    found: dict[str, str] = {}
+    for first in range(0, len(unused), 1000):
+        rows = session.execute(
+            select(VersionFile.sha256, func.min(Project.name))
+            .join(Version, Version.id == VersionFile.version_id)
+            .join(Artifact, Artifact.id == Version.artifact_id)
+            .join(Project, Project.id == Artifact.project_id)
+            .where(VersionFile.sha256.in_([name for name, _ in unused[first : first + 1000]]))
+            .group_by(VersionFile.sha256)
+        )
+        found.update(rows.all())
+    return found
+
+
 def _let_go(database: Database, before: datetime) -> None:
     """Drop the file lists of versions deleted long ago, and the checkpoints of past jobs."""
     with database.transaction() as session:
-        deleted = select(Version.id).where(Version.deleted_at < before, ~_in_use())
-        session.execute(delete(VersionFile).where(VersionFile.version_id.in_(deleted)))
+        gone = select(Version.id).where(_is_gone(before))
+        session.execute(delete(VersionFile).where(VersionFile.version_id.in_(gone)))
         past = select(Job.id).where(_is_past(before))
         session.execute(delete(Checkpoint).where(Checkpoint.job_id.in_(past)))
         xet.forget(session)

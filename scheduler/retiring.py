@@ -99,7 +99,7 @@ def restore_version(session: Session, actor: Actor, version: Version) -> None:
         raise Conflict(f"{label(version)} was deleted more than {GRACE.days} days ago: it is gone.")
     if not _fits(artifact.kind, paths.all()):
         raise Conflict(
-            f"{path_of(artifact)} holds a {artifact.kind} now: {label(version)} is none."
+            f"{path_of(artifact)} is of kind {artifact.kind} now: {label(version)} is none."
         )
     touch(session, files)
     version.deleted_at = None

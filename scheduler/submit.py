@@ -13,7 +13,7 @@ from espalier.ids import new_id
 from espalier.refs import ArtifactRef, HubRef, JobRef, Ref, StepRef, parse_artifact, parse_ref
 from espalier.specs import OUTPUT_KIND, JobRequest, PipelineRequest, Spec
 from espalier.states import JobState, Kind
-from scheduler import access, lineage, registry
+from scheduler import access, lineage, quota, registry
 from scheduler.access import Actor
 from scheduler.db import now
 from scheduler.events import record
@@ -72,7 +72,9 @@ def _project(session: Session, actor: Actor, given: str | None, name: str | None
                 errors=[{"loc": ["name"], "msg": f"must begin with {given}/"}],
             )
         wanted = owner
-    return access.project_for(session, actor, wanted or DEFAULT_PROJECT)
+    project = access.project_for(session, actor, wanted or DEFAULT_PROJECT)
+    quota.check_room(session, project)
+    return project
 
 
 def _hold_sources(session: Session, specs: Iterable[Spec]) -> None:
@@ -259,7 +261,11 @@ def _output_name(
     )
     kind = _output_kind(spec)
     existing = session.scalar(
-        select(Artifact).where(Artifact.project_id == project.id, Artifact.name == ref.name)
+        select(Artifact).where(
+            Artifact.project_id == project.id,
+            Artifact.name == ref.name,
+            Artifact.deleted_at.is_(None),
+        )
     )
     if existing is not None and existing.kind != kind:
         raise InvalidInput(

@@ -52,13 +52,22 @@ def run(arguments: Namespace, config: Settings) -> tuple[dict[str, Any], bool]:
 
 
 def collect_garbage(config: Settings, dry_run: bool) -> dict[str, Any]:
-    """Sweep the store; return what was removed, or would be."""
-    from scheduler import gc
+    """Sweep the store; return what was removed, or would be.
+
+    ``expired`` are the versions that their project's age limit takes: deleted now, collected after
+    the grace.
+    """
+    from scheduler import gc, ttl, webhooks
     from scheduler.blobs import Blobs
     from scheduler.store import open_driver
 
     with _opened(config) as database:
-        return asdict(gc.collect(database, Blobs(open_driver(config), config), dry_run=dry_run))
+        expired = ttl.expire(database, dry_run)
+        if not dry_run:
+            with database.transaction() as session:
+                webhooks.forget_old(session)
+        found = gc.collect(database, Blobs(open_driver(config), config), dry_run=dry_run)
+        return {**asdict(found), "expired": expired}
 
 
 def fsck(config: Settings, arguments: Namespace) -> tuple[dict[str, Any], bool]:
