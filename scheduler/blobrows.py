@@ -25,15 +25,35 @@ class Digests:
     size: int
 
 
+class Hashing:
+    """The digests of a blob of ``size`` bytes, as its bytes come."""
+
+    def __init__(self, size: int) -> None:
+        self._sha256 = hashlib.sha256()
+        # Git's header says before the first byte how many there will be.
+        self._git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        self.done = 0
+
+    def update(self, data: bytes) -> None:
+        self._sha256.update(data)
+        self._git.update(data)
+        self.done += len(data)
+
+    def copy(self) -> "Hashing":
+        other = Hashing.__new__(Hashing)
+        other._sha256, other._git, other.done = self._sha256.copy(), self._git.copy(), self.done
+        return other
+
+    def digests(self) -> Digests:
+        return Digests(self._sha256.hexdigest(), self._git.hexdigest(), self.done)
+
+
 def digests(data: Iterable[bytes], size: int) -> Digests:
     """Hash ``data`` in one pass; ``size`` is what git's header says it will be."""
-    sha256, found = hashlib.sha256(), 0
-    git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    hashing = Hashing(size)
     for chunk in data:
-        sha256.update(chunk)
-        git.update(chunk)
-        found += len(chunk)
-    return Digests(sha256.hexdigest(), git.hexdigest(), found)
+        hashing.update(chunk)
+    return hashing.digests()
 
 
 def touch(session: Session, names: Iterable[str]) -> dict[str, Digests]:

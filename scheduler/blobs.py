@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 
@@ -18,6 +18,8 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import InvalidInput, NotFound, StorageFull, TooLarge, Unavailable
 from espalier.settings import Settings
+from scheduler.arriving import Arriving
+from scheduler.blobfaults import unknown, wrong_bytes, wrong_size
 from scheduler.blobrows import Digests, digests, insert, mark_damaged, touch
 from scheduler.db import Database, now
 from scheduler.models import Blob, Upload, UploadPart
@@ -52,6 +54,7 @@ class Blobs:
         self.driver = driver
         self._part_bytes = settings.part_bytes
         self._max_bytes = settings.max_upload_bytes
+        self._arriving = Arriving(driver)
         self._verifying: dict[str, Future[None]] = {}
         self._lock = Lock()
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="verify")
@@ -71,7 +74,7 @@ class Blobs:
         found = self.touch(session, sizes)
         for sha256, blob in found.items():
             if sizes[sha256] != blob.size:
-                raise _wrong_size(blob, sizes[sha256])
+                raise wrong_size(blob, sizes[sha256])
         return [sha256 for sha256 in sizes if sha256 not in found]
 
     def touch(self, session: Session, names: Iterable[str]) -> dict[str, Digests]:
@@ -186,6 +189,7 @@ class Blobs:
             _check_open(row)
             row.touched_at = now(session)
             session.merge(UploadPart(upload_id=upload_id, number=number, size=part.size, etag=tag))
+        self._arriving.received(upload_id, upload.size, handle, replace(part, tag=tag))
 
     def _handle(self, database: Database, upload: Upload) -> str:
         """Return the store's handle of the upload; of two first parts, one begins it."""
@@ -234,13 +238,14 @@ class Blobs:
         key, final = staging_key(upload.id), blob_key(upload.sha256)
         try:
             if parts:
-                self.driver.assemble(key, upload.driver_state["handle"], parts)
+                handle = upload.driver_state["handle"]
+                found = self._arriving.assemble(upload.id, upload.size, handle, parts)
             else:
                 self.driver.put(key, b"")
-            found = digests(self.driver.open(key), upload.size)
+                found = digests(self.driver.open(key), upload.size)
             if (found.sha256, found.size) != (upload.sha256, upload.size):
                 self._forget(database, upload)
-                raise _wrong_bytes(upload, found)
+                raise wrong_bytes(upload.sha256, upload.size, found)
             self.driver.move(key, final)
         except (UploadLost, NotFound):
             with database.reading() as session:
@@ -284,7 +289,7 @@ class Blobs:
 
     def _begin_again(self, database: Database, upload: Upload) -> NotFound:
         self._forget(database, upload)
-        return _unknown(upload.id)
+        return unknown(upload.id)
 
     def _forget(self, database: Database, upload: Upload) -> None:
         """Remove what is staged, then the upload."""
@@ -295,6 +300,7 @@ class Blobs:
     def discard(self, upload: Upload) -> None:
         """Remove what the store holds of an upload that will not be completed."""
         key = staging_key(upload.id)
+        self._arriving.forget(upload.id)
         if "handle" in upload.driver_state:
             self.driver.abort(key, upload.driver_state["handle"])
         self.driver.delete(key)
@@ -365,34 +371,12 @@ def _is_complete(upload: Upload) -> bool:
 
 def _check_open(upload: Upload) -> None:
     if _is_complete(upload):  # a part sent twice, the second time late
-        raise _unknown(upload.id)
+        raise unknown(upload.id)
 
 
 def _owned(session: Session, upload_id: str, owner: str, *, writing: bool = False) -> Upload:
     query = select(Upload).where(Upload.id == upload_id, Upload.owner == owner)
     upload = session.scalar(query.with_for_update() if writing else query)
     if upload is None:
-        raise _unknown(upload_id)
+        raise unknown(upload_id)
     return upload
-
-
-def _unknown(upload_id: str) -> NotFound:
-    return NotFound(
-        f"There is no upload {upload_id} to go on with.", hint="Begin the upload again."
-    )
-
-
-def _wrong_size(blob: Digests, given: int) -> InvalidInput:
-    return InvalidInput(
-        f"The bytes with sha256 {blob.sha256} are {blob.size} long, not {given}.",
-        errors=[{"loc": ["size"], "msg": f"must be {blob.size}"}],
-    )
-
-
-def _wrong_bytes(upload: Upload, found: Digests) -> InvalidInput:
-    return InvalidInput(
-        f"The {found.size} bytes received have sha256 {found.sha256}; {upload.size} bytes with"
-        f" sha256 {upload.sha256} were announced. Nothing of them was kept.",
-        hint="The file changed while it was sent, or the line is bad: upload it again.",
-        errors=[{"loc": ["sha256"], "msg": f"the bytes received have {found.sha256}"}],
-    )

@@ -18,6 +18,7 @@ from espalier import disk
 from espalier.errors import NotFound, StorageFull, Unavailable
 from espalier.ids import new_id
 from espalier.refs import check_path
+from scheduler.store import claims
 from scheduler.store.base import (
     CHUNK,
     FULL,
@@ -29,6 +30,8 @@ from scheduler.store.base import (
     UploadLost,
     chunks,
 )
+from scheduler.store.behind import Behind
+from scheduler.store.claims import Claims
 
 
 class Directory:
@@ -63,40 +66,59 @@ class Directory:
         with self._reachable():
             _make_folder(path.parent)
             path.touch()
+            claims.beside(path).touch()
         return handle
 
     def put_part(self, key: str, handle: str, part: Part, source: Readable) -> str:
-        path, offset = self._parts(key, handle), part.start
-        with self._open_parts(key, handle) as file:
+        path, offset, tag = self._parts(key, handle), part.start, new_id()
+        with self._open_parts(key, handle) as file, claims.opened(path) as puts:
             try:
-                for chunk in chunks(source, part.size):
-                    with self._reachable(), _locked(file, fcntl.LOCK_SH):
-                        # A late writer must not reach a file that is being verified, or a blob.
-                        if not _is_at(file, path):
-                            raise _lost(key)
-                        _write_at(file, chunk, offset)
-                    offset += len(chunk)
-                with self._reachable():
-                    disk.flush(file)
+                with Behind(file) as behind:
+                    for chunk in chunks(source, part.size):
+                        with self._reachable():
+                            if not _write_part(file, path, puts, part.number, tag, chunk, offset):
+                                raise _lost(key)
+                            behind.wrote(len(chunk))
+                        offset += len(chunk)
+                    with self._reachable():
+                        behind.finish()
             except StorageFull:
                 _cut(file, part)
                 raise
-        return handle
+        return tag
 
     def assemble(self, key: str, handle: str, parts: Sequence[Part]) -> None:
-        expected = sum(part.size for part in parts)
+        self.seal(key, handle, parts)
+
+    def seal(self, key: str, handle: str, parts: Sequence[Part]) -> bool:
+        """Assemble; return whether each part is certainly what the put of its tag wrote."""
+        expected, path, sealed = sum(part.size for part in parts), self._parts(key, handle), False
         if self.size(key) == expected:
-            return
-        with self._open_parts(key, handle) as file, self._reachable(), _locked(file, fcntl.LOCK_EX):
+            return False
+        with (
+            self._open_parts(key, handle) as file,
+            claims.opened(path) as puts,
+            self._reachable(),
+            _locked(file, fcntl.LOCK_EX),
+        ):
             if file.seek(0, os.SEEK_END) == expected:
+                sealed = _is_at(file, path) and puts.agree(parts)
                 with suppress(FileNotFoundError):  # another call was quicker
-                    self._parts(key, handle).replace(self._path(key))
+                    path.replace(self._path(key))
+                claims.beside(path).unlink(missing_ok=True)
         if self.size(key) != expected:
             raise _lost(key)
+        return sealed
+
+    def open_part(self, key: str, handle: str, part: Part) -> Iterator[bytes]:
+        """Return a part's bytes as they are now. Raises UploadLost."""
+        return self._read(self._open_parts(key, handle), part.start, part.size)
 
     def abort(self, key: str, handle: str) -> None:
+        path = self._parts(key, handle)
         with self._reachable():
-            self._parts(key, handle).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            claims.beside(path).unlink(missing_ok=True)
 
     def uploads(self) -> Iterator[OpenParts]:
         return iter(())  # their files are in the listing
@@ -163,7 +185,7 @@ class Directory:
             for path in (self.root / prefix).rglob("*"):
                 with suppress(FileNotFoundError):  # moved or deleted while listing
                     facts = path.stat()
-                    if path.is_file():
+                    if path.is_file() and not claims.is_live(path):
                         modified = datetime.fromtimestamp(facts.st_mtime, UTC)
                         key = path.relative_to(self.root).as_posix()
                         yield Stored(key, facts.st_size, modified)
@@ -268,6 +290,25 @@ def _make_folder(path: Path) -> None:
 
 def _existing(path: Path) -> Path:
     return path if path.exists() or path == path.parent else _existing(path.parent)
+
+
+def _write_part(
+    file: BinaryIO, path: Path, puts: Claims, number: int, tag: str, data: bytes, offset: int
+) -> bool:
+    """Write as the put ``tag``, which claims the part first; False when the file is gone.
+
+    A late writer must not reach a file that is being verified, or a blob.
+    """
+    with _locked(file, fcntl.LOCK_SH):
+        if puts.are_held(number, tag):
+            if there := _is_at(file, path):
+                _write_at(file, data, offset)
+            return there
+    with _locked(file, fcntl.LOCK_EX):
+        if there := _is_at(file, path):
+            puts.hold(number, tag)
+            _write_at(file, data, offset)
+        return there
 
 
 def _write_at(file: BinaryIO, data: bytes, offset: int) -> None:
