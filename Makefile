@@ -9,6 +9,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO ?=
 TESTS ?=
 FAULTS ?= tests/faults
+# Of huggingface_hub, beside the newest: the oldest that is still common, and the last that mlx-lm
+# can upload with.
+HUBS := 0.36.2 1.33.0
 
 .PHONY: install demo test lint fmt bench faults clean
 .DELETE_ON_ERROR:
@@ -26,9 +29,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml constraints.txt $(HUBS:%=$(VENV)/hubs/%/.installed) | $(BIN)/python
 	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[all,dev]'
 	@touch $(VENV)/.installed $@
+
+# In folders of their own; what they need is what the newest needs.
+$(VENV)/hubs/%/.installed: | $(BIN)/python
+	$(PIP) install --quiet --no-compile --no-deps --upgrade --target $(@D) huggingface_hub==$*
+	@touch $@
 
 # The whole path on this machine; ONCE=1 stops after the pipeline.
 demo: install
