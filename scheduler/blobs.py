@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
+from typing import BinaryIO
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
@@ -32,6 +33,7 @@ from scheduler.store.base import (
     blob_key,
     staging_key,
 )
+from scheduler.store.directory import Directory
 
 #: Seconds that `complete` waits for a verification before it says "ask again"; clients wait 60.
 VERIFY_WAIT = 40.0
@@ -84,6 +86,16 @@ class Blobs:
     def open(self, sha256: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Return the blob's bytes from ``start``; raise NotFound when the store has none."""
         return self.driver.open(blob_key(sha256), start, length)
+
+    def open_file(self, sha256: str) -> BinaryIO | None:
+        """Return the blob as an open file, None where the store has no files. Raises NotFound."""
+        if isinstance(self.driver, Directory):
+            return self.driver.open_file(blob_key(sha256))
+        return None
+
+    def link(self, sha256: str, name: str | None = None) -> str | None:
+        """Return a URL where anybody may GET the blob for a while, where the store has such."""
+        return self.driver.link(blob_key(sha256), name)
 
     def keep(self, database: Database, data: bytes) -> str:
         """Store a small blob (a manifest) outside of any transaction; return its sha256.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from espalier import disk
+from espalier.clone import clone
 from espalier.errors import NotFound, StorageFull, Unavailable
 from espalier.ids import new_id
 from espalier.refs import check_path
@@ -152,13 +153,15 @@ class Directory:
             disk.sync_folder(path.parent)
 
     def open(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        path = self._path(key)
+        return self._read(self.open_file(key), start, length)
+
+    def open_file(self, key: str) -> BinaryIO:
+        """Return the object's file, open for reading. Raises NotFound."""
         with self._reachable():
             try:
-                file = path.open("rb")
+                return self._path(key).open("rb")
             except FileNotFoundError:
                 raise _absent(key) from None
-        return self._read(file, start, length)
 
     def _read(self, file: BinaryIO, start: int, length: int | None) -> Iterator[bytes]:
         with file, self._reachable():
@@ -223,7 +226,7 @@ class Directory:
         final = self._path(key)
         with self._reachable():
             _make_folder(final.parent)
-            return disk.clone(source, final)
+            return clone(source, final, copy=False)
 
     def path_of(self, key: str) -> Path:
         """Return the file that holds ``key``, there or not."""
