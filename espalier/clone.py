@@ -29,9 +29,10 @@ _CANNOT = frozenset(
 )
 
 
-def clone(source: Path, target: Path, mode: int = 0o644) -> bool:
+def clone(source: Path, target: Path, mode: int = 0o644, *, copy: bool = True) -> bool:
     """Make ``target``, which does not exist, a copy of ``source``; say whether it shares blocks.
 
+    Without ``copy`` there is no ``target`` where blocks cannot be shared.
     ``mode`` are the copy's permissions, less the user's umask. Raises FileExistsError when
     ``target`` is there, FileNotFoundError when ``source`` is not, OSError for a full disk; nothing
     is left at ``target`` then.
@@ -39,13 +40,16 @@ def clone(source: Path, target: Path, mode: int = 0o644) -> bool:
     with source.open("rb") as original:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
-            with os.fdopen(fd, "wb") as copy:
-                if _share(original.fileno(), copy.fileno()):
+            with os.fdopen(fd, "wb") as fresh:
+                if _share(original.fileno(), fresh.fileno()):
                     return True
-                if _system() != "darwin":
-                    shutil.copyfileobj(original, copy, 1 << 20)
-                    return False
-            return _clone_on_macos(source, target, mode)
+                if _system() != "darwin" and copy:
+                    shutil.copyfileobj(original, fresh, 1 << 20)
+            if _system() == "darwin" and _clone_on_macos(source, target, mode, copy):
+                return True
+            if not copy:
+                target.unlink()
+            return False
         except BaseException:
             target.unlink(missing_ok=True)
             raise
@@ -70,7 +74,7 @@ def _share(source: int, target: int) -> bool:
     return True
 
 
-def _clone_on_macos(source: Path, target: Path, mode: int) -> bool:
+def _clone_on_macos(source: Path, target: Path, mode: int, copy: bool) -> bool:
     """The same by ``clonefile(2)``, which makes the file itself: it takes over the empty one."""
     allowed = target.stat().st_mode & mode
     fresh = target.with_name(f".{target.name}.clone-{os.getpid()}")
@@ -84,7 +88,8 @@ def _clone_on_macos(source: Path, target: Path, mode: int) -> bool:
         code = ctypes.get_errno()
         if code not in _CANNOT:
             raise OSError(code, os.strerror(code), str(target))
-        shutil.copyfile(source, target)
+        if copy:
+            shutil.copyfile(source, target)
         return False
     finally:
         fresh.unlink(missing_ok=True)

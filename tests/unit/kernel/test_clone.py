@@ -101,3 +101,10 @@ def test_a_full_disk_on_macos(
     with pytest.raises(OSError, match="No space"):
         clone(source, tmp_path / "target")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+def test_without_a_copy_there_is_a_clone_or_nothing(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"bytes" * 1000)
+    assert clone(source, target, copy=False) is target.exists()
+    assert not list(tmp_path.glob(".*"))
