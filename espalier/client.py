@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
+import urllib3
 
 import espalier
+from espalier.bodies import Bodies, Body
 from espalier.errors import (
     BY_CODE,
     Conflict,
@@ -63,8 +65,12 @@ class Client:
         backoff: Iterable[float] = BACKOFF,
         read_timeout: float = READ_TIMEOUT,
         transport: httpx.BaseTransport | None = None,
+        direct: bool = False,
     ) -> None:
+        """``direct``: through no proxy, as to a machine next door."""
         self.url = _checked(url)
+        direct = direct or _is_loopback(self.url)
+        timeout = httpx.Timeout(read_timeout, connect=CONNECT_TIMEOUT)
         self._backoff = tuple(backoff)
         headers = {"User-Agent": f"espalier/{espalier.__version__}", "Accept": "application/json"}
         if token:
@@ -72,12 +78,13 @@ class Client:
         self._http = httpx.Client(
             base_url=self.url,
             headers=headers,
-            timeout=httpx.Timeout(read_timeout, connect=CONNECT_TIMEOUT),
+            timeout=timeout,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
             # A company's proxy has no business between a Mac and itself.
-            trust_env=not _is_loopback(self.url),
+            trust_env=not direct,
             transport=transport,
         )
+        self._bodies = None if transport else Bodies(self.url, headers, timeout, direct)
 
     def __enter__(self) -> "Client":
         return self
@@ -92,6 +99,8 @@ class Client:
 
     def close(self) -> None:
         self._http.close()
+        if self._bodies:
+            self._bodies.close()
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
         """Return the JSON of ``path``; parameters that are None are left out."""
@@ -165,6 +174,20 @@ class Client:
             finally:
                 response.close()
 
+    @contextmanager
+    def download(self, path: str, headers: Mapping[str, str]) -> Iterator[Body]:
+        """GET a large body in large pieces, as it lies there, tried once; a cut is Unavailable."""
+        if self._bodies is None:
+            plainly = {"Accept-Encoding": "identity", **headers}  # a range of compressed is none
+            with self.stream(path, headers=plainly) as response:
+                yield Body(response.status_code, response.iter_raw)
+            return
+        with self._connected(), self._bodies.get(path, headers) as answer:
+            if isinstance(answer, httpx.Response):
+                raise_for(answer)
+                raise Unavailable(f"{path}: the server answered {answer.status_code}.")
+            yield answer
+
     def retrying(self, attempt: Callable[[], T], *, again: bool = True) -> T:
         """Call ``attempt`` until it raises no Unavailable or the tries are used up."""
         for seconds in self._backoff if again else ():
@@ -181,7 +204,7 @@ class Client:
     def _connected(self) -> Iterator[None]:
         try:
             yield
-        except httpx.RequestError as error:
+        except (httpx.RequestError, urllib3.exceptions.HTTPError) as error:
             raise Unavailable(
                 f"{self.url} does not answer: {str(error) or type(error).__name__}.",
                 hint="Is the control plane up, and is ESPALIER_URL right?",

@@ -17,7 +17,8 @@ from espalier.errors import EspalierError
 from espalier.messages import FileEntry
 from espalier.refs import check_path
 from espalier.settings import Settings
-from espalier.transfer import Progress, Transfer, each
+from espalier.together import Progress, each
+from espalier.transfer import Transfer
 
 log = logging.getLogger("worker")
 
@@ -71,7 +72,7 @@ class BlobCache:
         for _, target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
         directory.mkdir(parents=True, exist_ok=True)
-        each(lambda item: self._place(item[0], item[1], progress), targets)
+        each(lambda item, moved: self._place(item[0], item[1], moved), targets, progress)
 
     def _place(self, entry: FileEntry, target: Path, progress: Progress) -> None:
         path = self.path(entry.sha256)

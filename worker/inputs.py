@@ -12,7 +12,7 @@ from espalier.messages import Assignment, FileEntry, Input
 from espalier.patterns import DATA_FILES, MODEL_FILES
 from espalier.refs import check_name
 from espalier.states import ArtifactKind
-from espalier.transfer import Progress
+from espalier.together import Progress
 from espalier.vetting import vet_folder
 from worker.cache import BlobCache
 from worker.control import patiently

@@ -27,7 +27,7 @@ from espalier.settings import Settings
 from espalier.transfer import Transfer
 from worker.cache import BlobCache
 from worker.control import PREFIX, Control, patiently
-from worker.disk import sync_path, write_whole
+from worker.disk import sync, sync_path, write_whole
 from worker.inputs import Inputs
 from worker.ledger import Ledger
 from worker.machine import describe
@@ -171,7 +171,7 @@ class Service:
 
     def _tools(self, welcome: Welcome, machine: Machine) -> Tools:
         home = self._settings.home / "cache"
-        transfer = Transfer(self._client, PREFIX)
+        transfer = Transfer(self._client, PREFIX, sync=sync)
         reserve = self._settings.disk_reserve_bytes
         cache = BlobCache(home / "blobs", self._settings.cache_bytes, transfer, reserve)
         token = self._settings.token.get_secret_value() if self._settings.token else ""

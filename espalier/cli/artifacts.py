@@ -1,21 +1,12 @@
 """``espalier dataset|model|adapter push`` and ``espalier pull``."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from espalier import splits
 from espalier.cli.common import (
@@ -23,10 +14,10 @@ from espalier.cli.common import (
     connect,
     print_json,
     size_text,
-    stderr,
     stdout,
     table,
 )
+from espalier.cli.moving import RateFlag, limits, moving, near
 from espalier.cli.show import clock
 from espalier.client import Client
 from espalier.errors import Conflict, InvalidInput
@@ -68,11 +59,12 @@ def push_dataset(
     ],
     ref: RefArgument,
     seed: Annotated[int, typer.Option(help="Deals one file's rows out to the three.")] = 0,
+    limit_rate: RateFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Publish a data set: one JSON object a line, with text, messages or prompt and completion."""
     if path.is_dir():
-        _push_splits(path, ref, as_json)
+        _push_splits(path, ref, limit_rate, as_json)
         return
     try:
         lines = path.read_bytes().splitlines()
@@ -84,18 +76,18 @@ def push_dataset(
             content = b"".join(line + b"\n" for _, line in rows)
             (Path(temporary) / f"{name}.jsonl").write_bytes(content)
         try:
-            _push_splits(Path(temporary), ref, as_json)
+            _push_splits(Path(temporary), ref, limit_rate, as_json)
         except InvalidInput as error:
             raise _in_one_file(error, path, dealt) from error
 
 
-def _push_splits(folder: Path, ref: str, as_json: bool) -> None:
+def _push_splits(folder: Path, ref: str, rate: str | None, as_json: bool) -> None:
     files = [f"{name}.jsonl" for name in splits.SPLITS if (folder / f"{name}.jsonl").is_file()]
     if not files:
         wanted = ", ".join(f"{name}.jsonl" for name in splits.SPLITS)
         raise InvalidInput(f"{folder} holds none of {wanted}.")
     entries = [_entry(folder, name) for name in files]
-    _push(folder, entries, ref, ArtifactKind.DATASET, (), as_json)
+    _push(folder, entries, ref, ArtifactKind.DATASET, (), rate, as_json)
 
 
 def _in_one_file(
@@ -121,6 +113,13 @@ def _entry(folder: Path, name: str) -> FileEntry:
     return FileEntry(path=name, sha256=sha256, size=size)
 
 
+def _scan(directory: Path) -> tuple[FileEntry, ...]:
+    """Hash the folder's files, which takes a second a gigabyte."""
+    total = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    with moving("hashing", total) as moved:
+        return scan(directory, moved)
+
+
 def _push_folder(kind: ArtifactKind) -> Callable[..., None]:
     def push(
         directory: Annotated[
@@ -128,12 +127,13 @@ def _push_folder(kind: ArtifactKind) -> Callable[..., None]:
         ],
         ref: RefArgument,
         parent: ParentFlag = None,
+        limit_rate: RateFlag = None,
         as_json: JsonFlag = False,
     ) -> None:
         if not directory.is_dir():
             raise InvalidInput(f"{directory} is no folder.")
         vet_folder(directory)  # the server does as well, after hours of uploading
-        _push(directory, scan(directory), ref, kind, parent or (), as_json)
+        _push(directory, _scan(directory), ref, kind, parent or (), limit_rate, as_json)
 
     push.__doc__ = f"Publish {'an' if kind == ArtifactKind.ADAPTER else 'a'} {kind.value} folder."
     return push
@@ -145,10 +145,12 @@ def _push(
     ref: str,
     kind: ArtifactKind,
     parents: Sequence[str],
+    rate: str | None,
     as_json: bool,
 ) -> None:
     with connect() as client:
-        version = publish(client, folder, entries, ref, kind, parents)
+        transfer = Transfer(client, limits=limits(rate))
+        version = publish(client, folder, entries, ref, kind, parents, transfer)
     if as_json:
         print_json(version)
     else:
@@ -162,13 +164,14 @@ def publish(
     ref: str,
     kind: ArtifactKind,
     parents: Sequence[str] = (),
+    transfer: Transfer | None = None,
 ) -> dict[str, Any]:
     """Upload what is missing and publish the next version of ``ref``; return its document."""
     target = parse_artifact(ref, project=_DEFAULT_PROJECT)
     if target.selector:
         raise InvalidInput(f"{ref} names a version: push to {target.path}, it gets the next one.")
-    with _progress("uploading", entries) as moved:
-        Transfer(client).push(folder, entries, moved)
+    with moving("uploading", sum(entry.size for entry in entries)) as moved:
+        (transfer or Transfer(client)).push(folder, entries, moved)
     version: dict[str, Any] = client.post(
         f"/api/v1/artifacts/{target.path}/versions",
         {
@@ -208,6 +211,7 @@ def pull(
     force: Annotated[
         bool, typer.Option("--force", help="Replace files of the same name in DIR.")
     ] = False,
+    limit_rate: RateFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Download an artifact, verified; cut off, it goes on where it stopped.
@@ -218,7 +222,8 @@ def pull(
     with connect() as client:
         version = find_version(client, wanted)
         entries = [FileEntry.model_validate(file) for file in version["files"]]
-        fetch(client, entries, directory, force=force)
+        transfer = Transfer(client, limits=limits(limit_rate))
+        fetch(transfer, entries, directory, force=force)
     if as_json:
         print_json({**version, "directory": str(directory.resolve())})
     else:
@@ -232,7 +237,9 @@ def find_version(client: Client, ref: ArtifactRef) -> dict[str, Any]:
     return found
 
 
-def fetch(client: Client, entries: Sequence[FileEntry], directory: Path, *, force: bool) -> None:
+def fetch(
+    transfer: Transfer, entries: Sequence[FileEntry], directory: Path, *, force: bool
+) -> None:
     """Download the entries beside ``directory`` and move them in when all are verified.
 
     Raises Conflict when a file of another content is in the way, unless ``force``.
@@ -250,8 +257,8 @@ def fetch(client: Client, entries: Sequence[FileEntry], directory: Path, *, forc
         )
     staging = directory.with_name(f".{directory.name}.pull")
     staging.mkdir(parents=True, exist_ok=True)
-    with _progress("downloading", wanted) as moved:
-        Transfer(client).pull(staging, wanted, moved)
+    with moving("downloading", sum(entry.size for entry in wanted)) as moved:
+        transfer.pull(staging, wanted, moved, near())
     _move_in(staging, directory, wanted)
 
 
@@ -273,25 +280,6 @@ def _move_in(staging: Path, directory: Path, entries: Sequence[FileEntry]) -> No
         target.parent.mkdir(parents=True, exist_ok=True)
         (staging / entry.path).replace(target)
     shutil.rmtree(staging)
-
-
-@contextmanager
-def _progress(verb: str, entries: Sequence[FileEntry]) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes on a terminal, nothing elsewhere."""
-    console = stderr()
-    if not console.is_terminal:
-        yield lambda _moved: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(complete_style="green", finished_style="green"),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(verb, total=sum(entry.size for entry in entries))
-        yield lambda moved: progress.advance(task, moved)
 
 
 def _size(files: Sequence[dict[str, Any]]) -> str:

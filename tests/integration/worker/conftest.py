@@ -14,6 +14,7 @@ from espalier.transfer import Transfer
 from tests.integration.worker.fake_control import TOKEN, Attempt, FakeControl
 from worker.cache import BlobCache
 from worker.control import PREFIX, Control
+from worker.disk import sync
 from worker.inputs import Inputs
 from worker.runner import Runner
 from worker.tools import Tools
@@ -39,7 +40,7 @@ def client(control: FakeControl) -> Iterator[Client]:
 
 @pytest.fixture
 def transfer(client: Client) -> Transfer:
-    return Transfer(client, PREFIX)
+    return Transfer(client, PREFIX, sync=sync)
 
 
 @pytest.fixture

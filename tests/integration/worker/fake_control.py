@@ -122,7 +122,10 @@ class FakeControl:
         self.part_delay.set()
         self.uploads: dict[str, dict[str, Any]] = {}
         self.parts_received: dict[str, list[int]] = defaultdict(list)
+        self.parts_begun: list[int] = []
         self.downloads: list[tuple[str, str | None]] = []
+        self.ranges = True  # else Range is ignored, as some servers do
+        self.downloads_before_they_hang: int | None = None
         self.cut_after: int | None = None
         self.changed = threading.Condition()
         self._server: BaseWSGIServer | None = None
@@ -299,7 +302,10 @@ class FakeControl:
 
     def on_part(self, request: Request, upload: str, number: int) -> Response:
         data = request.get_data()
-        self.part_delay.wait(20)
+        with self.changed:
+            self.parts_begun.append(number)
+            self.changed.notify_all()
+        self.part_delay.wait(60)
         if upload not in self.uploads:
             raise NotFound("no such upload")
         self.uploads[upload]["parts"][number] = data
@@ -321,11 +327,17 @@ class FakeControl:
     def on_blob(self, request: Request, sha256: str) -> Response:
         if not self.has(sha256):
             raise NotFound(f"no blob {sha256}")
-        asked = request.headers.get("Range")
-        self.downloads.append((sha256, asked))
+        asked = request.headers.get("Range") if self.ranges else None
+        with self.changed:
+            hangs = self.downloads_before_they_hang == len(self.downloads)
+            if not hangs:
+                self.downloads.append((sha256, asked))
+        if hangs:
+            self.part_delay.wait(60)
+            raise Unavailable("too late")
         content = (self.store / sha256).read_bytes()
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        body = content[start:]
+        first, _, last = asked.removeprefix("bytes=").partition("-") if asked else ("0", "", "")
+        body = content[int(first) : int(last) + 1 if last else None]
         headers = {"ETag": f'"{sha256}"', "Content-Length": str(len(body))}
         if self.cut_after is not None:  # the connection breaks on the way
             body, self.cut_after = body[: self.cut_after], None

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from espalier.bandwidth import Limit, Limits
 from espalier.client import Client
 from espalier.errors import EspalierError, InvalidInput, NotFound, Unavailable
 from espalier.messages import FileEntry
-from espalier.transfer import Transfer, scan
+from espalier.together import PARALLEL
+from espalier.transfer import Transfer, blob_path, scan
 from tests.integration.worker.conftest import ROOT
 from tests.integration.worker.fake_control import PART_SIZE, TOKEN, FakeControl
 
@@ -23,7 +25,8 @@ PUSH = """
 import sys
 from pathlib import Path
 from espalier.client import Client
-from espalier.transfer import Transfer, scan
+from espalier.together import PARALLEL
+from espalier.transfer import Transfer, blob_path, scan
 directory = Path(sys.argv[2])
 with Client(sys.argv[1], sys.argv[3]) as client:
     Transfer(client, "/api/v1").push(directory, scan(directory))
@@ -121,7 +124,7 @@ def test_a_download_that_broke_goes_on_where_it_stopped(
     moved: list[int] = []
     transfer.pull_file(entry, tmp_path / "x", moved.append)
     assert (tmp_path / "x").read_bytes() == data
-    assert control.downloads == [(entry.sha256, None), (entry.sha256, "bytes=100000-")]
+    assert control.downloads == [(entry.sha256, None), (entry.sha256, "bytes=100000-299999")]
     assert sum(moved) == len(data)
 
 
@@ -134,7 +137,7 @@ def test_a_download_of_a_killed_process_goes_on(
     moved: list[int] = []
     transfer.pull_file(entry, tmp_path / "x", moved.append)
     assert (tmp_path / "x").read_bytes() == data
-    assert control.downloads == [(entry.sha256, "bytes=200000-")]
+    assert control.downloads == [(entry.sha256, "bytes=200000-299999")]
     assert sum(moved) == len(data)
 
 
@@ -238,3 +241,190 @@ def test_two_that_want_one_blob_fetch_it_once(
         thread.join(30)
     assert len(control.downloads) == 1
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["x"]
+
+
+# --- Pieces of one file ---------------------------------------------------------------------
+
+PULL = """
+import sys
+from pathlib import Path
+from espalier import transfer
+from espalier.client import Client
+from espalier.messages import FileEntry
+transfer.SPAN = 1 << 16
+with Client(sys.argv[1], sys.argv[2]) as client:
+    entry = FileEntry(path="x", sha256=sys.argv[3], size=int(sys.argv[4]))
+    transfer.Transfer(client, "/api/v1").pull_file(entry, Path(sys.argv[5]))
+"""
+SPAN = 1 << 16
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files above 64 KiB come in ranges."""
+    monkeypatch.setattr("espalier.transfer.SPAN", SPAN)
+
+
+def test_parts_of_one_file_go_at_the_same_time(
+    transfer: Transfer, control: FakeControl, tmp_path: Path
+) -> None:
+    (tmp_path / "x").write_bytes(content(8 * PART_SIZE))
+    (entry,) = scan(tmp_path)
+    control.part_delay.clear()
+    thread = threading.Thread(target=transfer.push_file, args=(tmp_path / "x", entry))
+    thread.start()
+    control.until(lambda: len(control.parts_begun) == PARALLEL)
+    control.part_delay.set()
+    thread.join(60)
+    assert control.has(entry.sha256)
+    assert sorted(control.parts_begun) == list(range(1, 9))
+
+
+@pytest.mark.usefixtures("spans")
+def test_a_large_file_comes_in_ranges(
+    transfer: Transfer, control: FakeControl, tmp_path: Path
+) -> None:
+    data = content(4 * SPAN + 5)
+    entry = control.put(data, "x")
+    moved: list[int] = []
+    transfer.pull_file(entry, tmp_path / "x", moved.append)
+    assert (tmp_path / "x").read_bytes() == data
+    assert sum(moved) == len(data)
+    starts = range(0, len(data), SPAN)
+    wanted = {f"bytes={a}-{min(a + SPAN, len(data)) - 1}" for a in starts}
+    assert {asked for _, asked in control.downloads} == wanted
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["x"]
+
+
+@pytest.mark.usefixtures("spans")
+def test_a_range_that_broke_goes_on_where_it_stopped(
+    transfer: Transfer, control: FakeControl, tmp_path: Path
+) -> None:
+    data = content(2 * SPAN)
+    entry = control.put(data, "x")
+    control.cut_after = 30_000
+    moved: list[int] = []
+    transfer.pull_file(entry, tmp_path / "x", moved.append)
+    assert (tmp_path / "x").read_bytes() == data
+    assert sum(moved) == len(data)
+    rest = {f"bytes=30000-{SPAN - 1}", f"bytes={SPAN + 30000}-{2 * SPAN - 1}"}
+    assert rest & {asked for _, asked in control.downloads}
+
+
+def test_a_download_in_ranges_that_was_killed_goes_on_in_another_process(
+    control: FakeControl, tmp_path: Path
+) -> None:
+    data = content(8 * SPAN)
+    entry = control.put(data, "x")
+    command = [sys.executable, "-c", PULL, control.url, TOKEN, entry.sha256, str(entry.size)]
+    command.append(str(tmp_path / "x"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    control.part_delay.clear()
+    control.downloads_before_they_hang = 5
+    process = subprocess.Popen(command, env=environment)
+    record = tmp_path / f".{entry.sha256}.ranges"
+    until = time.monotonic() + 60
+    while not (record.exists() and record.read_text().count("\n") == 5):
+        assert time.monotonic() < until, "the five ranges are not recorded"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "x").exists()
+    first = set(control.downloads)
+
+    control.downloads_before_they_hang = None
+    control.part_delay.set()
+    control.downloads.clear()
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    assert (tmp_path / "x").read_bytes() == data
+    assert len(control.downloads) == 3
+    assert not first & set(control.downloads)
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["x"]
+
+
+@pytest.mark.usefixtures("spans")
+def test_a_record_that_says_too_much_costs_another_download(
+    transfer: Transfer, control: FakeControl, tmp_path: Path
+) -> None:
+    data = content(3 * SPAN)
+    entry = control.put(data, "x")
+    (tmp_path / f".{entry.sha256}.part").write_bytes(bytes(len(data)))
+    (tmp_path / f".{entry.sha256}.ranges").write_text(f"0 {SPAN}\n0 999999999\n5")
+    moved: list[int] = []
+    transfer.pull_file(entry, tmp_path / "x", moved.append)
+    assert (tmp_path / "x").read_bytes() == data
+    assert sum(moved) == len(data)
+
+
+@pytest.mark.usefixtures("spans")
+def test_a_server_that_knows_no_ranges_sends_it_whole(
+    transfer: Transfer, control: FakeControl, tmp_path: Path
+) -> None:
+    data = content(3 * SPAN)
+    entry = control.put(data, "x")
+    control.ranges = False
+    moved: list[int] = []
+    transfer.pull_file(entry, tmp_path / "x", moved.append)
+    assert (tmp_path / "x").read_bytes() == data
+    assert sum(moved) == len(data)
+
+
+# --- What need not travel -------------------------------------------------------------------
+
+
+def test_two_names_of_one_blob_travel_once(
+    transfer: Transfer, control: FakeControl, tmp_path: Path
+) -> None:
+    entry = control.put(b"bytes", "a")
+    transfer.pull(tmp_path, [entry, entry.model_copy(update={"path": "deep/b"})])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "deep" / "b").read_bytes() == b"bytes"
+    assert len(control.downloads) == 1
+
+
+def test_what_a_cache_of_this_machine_has_is_cloned(
+    transfer: Transfer, control: FakeControl, tmp_path: Path
+) -> None:
+    entry = control.put(b"bytes", "a")
+    kept = blob_path(tmp_path / "cache", entry.sha256)
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"bytes")
+    kept.chmod(0o444)
+    transfer.pull(tmp_path / "out", [entry], near=tmp_path / "cache")
+    assert control.downloads == []
+    (tmp_path / "out" / "a").write_bytes(b"mine now")
+    assert kept.read_bytes() == b"bytes"
+
+
+def test_what_a_cache_has_wrong_is_not_taken(
+    transfer: Transfer, control: FakeControl, tmp_path: Path
+) -> None:
+    entry = control.put(b"bytes", "a")
+    kept = blob_path(tmp_path / "cache", entry.sha256)
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"wrong")
+    transfer.pull(tmp_path / "out", [entry], near=tmp_path / "cache")
+    assert (tmp_path / "out" / "a").read_bytes() == b"bytes"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
+
+
+# --- The limit ------------------------------------------------------------------------------
+
+
+def test_every_byte_counts_against_the_limit_in_its_direction(
+    client: Client, control: FakeControl, folder: Path, tmp_path: Path
+) -> None:
+    waited: list[float] = []
+    limits = Limits(
+        up=Limit(1 << 20, clock=lambda: 100.0, sleep=waited.append),
+        down=Limit(1 << 19, clock=lambda: 100.0, sleep=waited.append),
+    )
+    transfer = Transfer(client, "/api/v1", limits=limits)
+    entries = scan(folder)
+    total = sum(entry.size for entry in entries)
+    transfer.push(folder, entries)
+    # The clock stands still: the last byte is free when all of them have had their time.
+    assert max(waited) == pytest.approx(total / (1 << 20) - 0.25)
+    waited.clear()
+    transfer.pull(tmp_path / "back", entries)
+    assert max(waited) == pytest.approx(total / (1 << 19) - 0.25)
