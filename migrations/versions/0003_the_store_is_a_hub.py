@@ -31,6 +31,12 @@ def upgrade() -> None:
     with op.batch_alter_table('webhooks', schema=None) as batch_op:
         batch_op.create_index(batch_op.f('ix_webhooks_project_id'), ['project_id'], unique=False)
 
+    op.create_table('model_configs',
+    sa.Column('sha256', sa.String(length=64), nullable=False),
+    sa.Column('facts', sa.JSON(), nullable=False),
+    sa.Column('created_at', sa.DateTime(timezone=True), nullable=False),
+    sa.PrimaryKeyConstraint('sha256', name=op.f('pk_model_configs'))
+    )
     op.create_table('worker_blobs',
     sa.Column('worker_id', sa.String(length=16), nullable=False),
     sa.Column('sha256', sa.String(length=64), nullable=False),
@@ -184,6 +190,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f('ix_worker_blobs_sha256'))
 
     op.drop_table('worker_blobs')
+    op.drop_table('model_configs')
     with op.batch_alter_table('webhooks', schema=None) as batch_op:
         batch_op.drop_index(batch_op.f('ix_webhooks_project_id'))
 

@@ -5,7 +5,7 @@ Times are UTC by the database's own clock (scheduler.db.now). Sizes are bytes.
 
 from scheduler.models.aliases import AliasMove, Gate
 from scheduler.models.base import Base, Timestamp
-from scheduler.models.caches import WorkerBlob, XetXorb
+from scheduler.models.caches import ModelConfig, WorkerBlob, XetXorb
 from scheduler.models.history import Audit, Event, LogChunk, Metric
 from scheduler.models.jobs import Attempt, Checkpoint, Job, JobDependency, JobInput
 from scheduler.models.people import Project, ProjectMember, Token, User, Worker
@@ -42,6 +42,7 @@ __all__ = [
     "Lineage",
     "LogChunk",
     "Metric",
+    "ModelConfig",
     "Presence",
     "Project",
     "ProjectMember",

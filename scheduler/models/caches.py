@@ -1,6 +1,7 @@
-"""What lies where: the bytes that workers hold, and the chunks that Xet's clients know."""
+"""What lies where: the bytes workers hold, the chunks Xet's clients know, the configs we read."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ForeignKey, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
@@ -35,3 +36,16 @@ class XetXorb(Base):
     index: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime]
     touched_at: Mapped[datetime]  # by the last shard that referred to it
+
+
+class ModelConfig(Base):
+    """What memory depends on in a ``config.json``, by the blob's sha256 (scheduler.estimates).
+
+    Read once from the store, so that placement asks SQL alone. It may outlive the blob.
+    """
+
+    __tablename__ = "model_configs"
+
+    sha256: Mapped[str] = mapped_column(Sha256, primary_key=True)
+    facts: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
