@@ -83,7 +83,7 @@ class Courier:
         self._thread.start()
 
     def stop(self) -> None:
-        """Begin nothing new, and wait a while for what is being sent: if need be it is sent again."""
+        """Begin nothing new, and wait a while for what is being sent; cut off, it is sent again."""
         self._stopping.set()
         self._thread.join(LAST)
 

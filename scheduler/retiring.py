@@ -92,7 +92,7 @@ def restore_version(session: Session, actor: Actor, version: Version) -> None:
     if version.deleted_at is None:
         return
     if artifact.deleted_at is not None:
-        hint = f"`espalier restore {path_of(artifact)}` brings all of it back."
+        hint = f"`espalier artifact restore {path_of(artifact)}` brings all of it back."
         raise Conflict(f"{path_of(artifact)} itself was deleted.", hint=hint)
     paths = session.scalars(select(VersionFile.path).where(VersionFile.version_id == version.id))
     if version.deleted_at < now(session) - GRACE:

@@ -7,6 +7,7 @@ import typer
 
 import espalier
 from espalier.cli import (
+    aliases,
     artifacts,
     compare,
     demo,
@@ -14,9 +15,11 @@ from espalier.cli import (
     jobs,
     people,
     projects,
+    retiring,
     submit,
     up,
     upkeep,
+    webhooks,
     workers,
 )
 from espalier.cli.common import Commands, JsonFlag, print_json, remember_login, stdout
@@ -73,6 +76,9 @@ def version(as_json: JsonFlag = False) -> None:
 for module in (up, demo):
     module.register(app)
 app.command()(login)
-for further in (submit, jobs, artifacts, compare, workers, people, projects, doctor, upkeep):
+for further in (
+    submit, jobs, artifacts, aliases, retiring, compare, workers, people, projects, webhooks,
+    doctor, upkeep,
+):  # fmt: skip
     further.register(app)
 app.command()(version)

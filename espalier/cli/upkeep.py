@@ -1,4 +1,4 @@
-"""``espalier fsck``, ``backup``, ``restore``: what an administrator does on the machine itself.
+"""``espalier gc``, ``fsck``, ``backup``, ``restore``: what an administrator does on the machine.
 
 They work on the stack's database and store, not through its web app: the stack may be up or down
 (restore: down). Each runs ``python -m scheduler …`` with the settings that `espalier up` would
@@ -35,8 +35,37 @@ _LINES = 12
 
 
 def register(app: typer.Typer) -> None:
-    for command in (fsck, backup, restore):
+    for command in (gc, fsck, backup, restore):
         app.command()(command)
+
+
+def gc(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would go, and whose it is.")
+    ] = False,
+    data_dir: DataDirFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Remove from the store what nothing refers to, a week after; the scheduler does so daily."""
+    found, code = _scheduler(data_dir, "gc", *(["--dry-run"] if dry_run else []))
+    if as_json:
+        print_json(found)
+        raise typer.Exit(code)
+    would = "would go" if dry_run else "are gone"
+    if found["held"]:
+        stdout().print("A backup is running: blobs are left alone meanwhile.")
+    stdout().print(
+        f"{found['blobs']} blobs of {size_text(found['bytes'])} {would}; {found['uploads']} uploads"
+        f" that were given up, and {found['orphans']} objects that crashes left."
+    )
+    sizes = sorted(found["projects"].items(), key=lambda item: -item[1])
+    if sizes:
+        rows = ((name or "(of no version)", size_text(size)) for name, size in sizes)
+        table(("of", "bytes"), rows)
+    for ref in found["expired"]:
+        age = "would be deleted" if dry_run else "is deleted"
+        stdout().print(f"{ref} {age}: it is past its project's age limit.", markup=False)
+    raise typer.Exit(code)
 
 
 def fsck(

@@ -3,6 +3,7 @@
 from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
+from scheduler import quota
 from scheduler.access import Actor, visible_projects
 from scheduler.models import Project, ProjectMember
 from scheduler.queries import Document, stamp
@@ -30,6 +31,9 @@ def list_projects(session: Session, actor: Actor, name: str | None = None) -> li
             "role": role,
             "weight": project.weight,
             "preemptible": project.preemptible,
+            "quota_bytes": project.quota_bytes,
+            "used_bytes": quota.usage(session, project),
+            "ttl_days": project.ttl_days,
             "created_at": stamp(project.created_at),
         }
         for project, role in session.execute(query)

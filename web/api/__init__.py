@@ -8,7 +8,17 @@ from sqlalchemy.orm import Session
 
 from scheduler.queries.blobs import held_by_person, size_for_person
 from web import auth
-from web.api import artifacts, compare, jobs, people, projects, workers
+from web.api import (
+    aliases,
+    artifacts,
+    compare,
+    jobs,
+    people,
+    projects,
+    retiring,
+    webhooks,
+    workers,
+)
 from web.api.openapi import document
 from web.routes import Routes, refuse_unstorable
 from web.transfer import add_transfer
@@ -22,7 +32,9 @@ def register(app: Flask) -> Blueprint:
     blueprint = Blueprint("api", __name__, url_prefix=PREFIX)
     blueprint.before_request(auth.require_token)
     routes = Routes(blueprint, clean=refuse_unstorable)
-    for part in (jobs, artifacts, compare, workers, people, projects):
+    for part in (
+        jobs, artifacts, aliases, retiring, compare, workers, people, projects, webhooks,
+    ):  # fmt: skip
         part.add(routes)
     add_transfer(routes, owner=_owner, readable=_readable, held=_held)
     app.register_blueprint(blueprint)

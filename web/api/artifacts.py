@@ -1,17 +1,17 @@
-"""``/api/v1``: artifacts, their versions, files and aliases."""
+"""``/api/v1``: artifacts, their versions and files."""
 
 from flask import Response
 from sqlalchemy.orm import Session
 
 from espalier.errors import NotFound
 from espalier.refs import ArtifactRef, check_name, check_path
-from scheduler import aliases, publishing, registry
+from scheduler import publishing, registry
 from scheduler.models import Version
 from scheduler.publishing import Publication
 from scheduler.queries import Document
 from scheduler.queries import artifacts as queries
-from web.api.asked import AliasRequest, ArtifactsQuery, PublishRequest
-from web.api.models import AliasAnswer, ArtifactAnswer, ArtifactsAnswer, VersionAnswer
+from web.api.asked import ArtifactsQuery, PublishRequest
+from web.api.models import ArtifactAnswer, ArtifactsAnswer, VersionAnswer
 from web.auth import actor
 from web.downloads import send_blob
 from web.routes import Routes
@@ -80,23 +80,3 @@ def _add_writing(routes: Routes) -> None:
         with store.database.reading() as session:
             version = session.get_one(Version, version_id)
             return queries.version_document(session, actor(), version)
-
-    @routes.route("PUT", "/artifacts/<project>/<name>/aliases/<alias>", answer=AliasAnswer)
-    def set_alias(project: str, name: str, alias: str, body: AliasRequest) -> Document:
-        """Point an alias at a version; 409 when it is not at the `expected` commit."""
-        with services().database.transaction() as session:
-            artifact = queries.find_artifact(session, actor(), project, name)
-            version = find_version(session, project, name, body.version)
-            aliases.set_alias(session, actor(), artifact, alias, version, body.expected)
-            return {
-                "alias": alias,
-                "ref": registry.label(version),
-                "commit": version.commit,
-            }
-
-    @routes.route("DELETE", "/artifacts/<project>/<name>/aliases/<alias>", status=204)
-    def remove_alias(project: str, name: str, alias: str) -> None:
-        """Take an alias away; the version it pointed at stays."""
-        with services().database.transaction() as session:
-            artifact = queries.find_artifact(session, actor(), project, name)
-            aliases.remove_alias(session, actor(), artifact, alias)

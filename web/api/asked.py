@@ -63,9 +63,29 @@ class PublishRequest(Frozen):
     parents: tuple[Annotated[str, Field(max_length=300)], ...] = Field((), max_length=100)
 
 
+_EXPECTED = "the commit or version it must point at now; empty: there must be no such alias"
+
+
 class AliasRequest(Frozen):
     version: str = Field(max_length=96, description="a number, commit, alias or `latest`")
-    expected: str | None = Field(None, description="the commit it must point at now")
+    expected: str | None = Field(None, max_length=40, description=_EXPECTED)
+
+
+class ExpectedRequest(Frozen):
+    expected: str | None = Field(None, max_length=40, description=_EXPECTED)
+
+
+class GateRequest(Frozen):
+    """What a version must have measured before the alias moves to it."""
+
+    data: Annotated[str, Field(max_length=320, description="the data set an eval measures on")]
+    metric: Annotated[str, Field(max_length=64)] = "test_loss"
+    min_delta: float = Field(0.0, ge=0, description="how much better than the incumbent's")
+    proofs: bool = Field(True, description="no proof of the version or its eval may have failed")
+
+
+class VerdictQuery(Frozen):
+    version: str = Field(max_length=96, description="a number, commit, alias or `latest`")
 
 
 class DrainRequest(Frozen):
@@ -73,7 +93,22 @@ class DrainRequest(Frozen):
 
 
 class ProjectRequest(Frozen):
-    preemptible: bool = Field(description="its running jobs may be paused for more urgent ones")
+    """What is named is changed; a null takes a limit away."""
+
+    preemptible: bool = Field(False, description="its running jobs may be paused for urgent ones")
+    quota_bytes: int | None = Field(None, description="of all its versions' files; admins only")
+    ttl_days: int | None = Field(None, description="versions that nothing names go after this")
+
+
+class WebhookRequest(Frozen):
+    url: str = Field(max_length=2000, description="http:// or https://")
+    events: tuple[Annotated[str, Field(max_length=48)], ...] = Field(
+        (), max_length=20, description="default: all"
+    )
+
+
+class DeliveriesQuery(Frozen):
+    limit: int = Field(50, ge=1, le=500)
 
 
 class JoinRequest(Frozen):

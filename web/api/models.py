@@ -300,12 +300,19 @@ class AliasAnswer(Answer):
 
 
 class ProjectAnswer(Answer):
-    """``role`` is yours; None for an admin who is no member. ``weight`` is in fair share."""
+    """``role`` is yours; None for an admin who is no member. ``weight`` is in fair share.
+
+    ``used_bytes`` count against ``quota_bytes`` (None: no limit): the files of all versions that
+    are there, each once. Versions that nothing names go after ``ttl_days``.
+    """
 
     name: str
     role: Literal["owner", "member"] | None
     weight: float
     preemptible: bool
+    quota_bytes: int | None
+    used_bytes: int
+    ttl_days: int | None
     created_at: Time
 
 

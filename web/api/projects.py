@@ -1,5 +1,6 @@
 """``/api/v1``: projects."""
 
+from espalier.errors import InvalidInput
 from scheduler import access, projects
 from scheduler.queries import Document
 from scheduler.queries.projects import list_projects
@@ -21,13 +22,21 @@ def add(routes: Routes) -> None:
 
     @routes.route("PATCH", "/projects/<name>", answer=ProjectAnswer)
     def change_project(name: str, body: ProjectRequest) -> Document:
-        """Change a project: may its jobs be paused for more urgent ones? Owners and admins only.
+        """Change a project's rules: preemption, quota, age limit. Owners and admins only.
 
-        A running job of a preemptible project is paused, after a checkpoint, when a job of higher
-        priority fits nowhere else; it goes on as soon as there is room.
+        What the body does not name stays. The quota is an admin's to set. A running job of a
+        preemptible project is paused, after a checkpoint, when a job of higher priority fits
+        nowhere else; it goes on as soon as there is room.
         """
+        if not body.model_fields_set:
+            raise InvalidInput("Nothing to change was named.", errors=[{"loc": [], "msg": "empty"}])
         with services().committing() as session:
             project = access.project_for(session, actor(), name)
-            projects.set_preemptible(session, actor(), project, body.preemptible)
+            if "preemptible" in body.model_fields_set:
+                projects.set_preemptible(session, actor(), project, body.preemptible)
+            if "quota_bytes" in body.model_fields_set:
+                projects.set_quota(session, actor(), project, body.quota_bytes)
+            if "ttl_days" in body.model_fields_set:
+                projects.set_ttl(session, actor(), project, body.ttl_days)
             session.flush()
             return list_projects(session, actor(), name)[0]
