@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from sqlalchemy import and_, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session, aliased, contains_eager, selectinload
 
 from espalier.errors import NotFound
 from scheduler.access import Actor, visible_projects
-from scheduler.models import Alias, Artifact, Job, Lineage, Project, User, Version
+from scheduler.models import Alias, Artifact, FormerName, Job, Lineage, Project, User, Version
 from scheduler.queries import Document, stamp
+from scheduler.registry import MAIN
 
 #: Artifacts an answer holds at most.
 MAX_ARTIFACTS = 1000
@@ -26,18 +27,26 @@ def file_documents(version: Version) -> list[Document]:
 
 
 def find_artifact(session: Session, actor: Actor, project: str, name: str) -> Artifact:
-    """Return the artifact. Raises NotFound, foreign ones too, with the nearest names as hint."""
-    artifact = session.scalar(
+    """Return the artifact, also by a name that it had before it was moved.
+
+    Raises NotFound, for foreign and for deleted ones too, with the nearest names as hint.
+    """
+    there = (
         select(Artifact)
         .join(Artifact.project)
         .options(contains_eager(Artifact.project))
-        .where(Project.name == project, Artifact.name == name, visible_projects(actor))
+        .where(visible_projects(actor), Artifact.deleted_at.is_(None))
     )
+    artifact = session.scalar(there.where(Project.name == project, Artifact.name == name))
+    if artifact is None:
+        moved = select(FormerName.artifact_id).join(Project, Project.id == FormerName.project_id)
+        former = moved.where(Project.name == project, FormerName.name == name)
+        artifact = session.scalar(there.where(Artifact.id.in_(former)))
     if artifact is None:
         known = session.execute(
             select(Project.name, Artifact.name)
             .join(Artifact.project)
-            .where(visible_projects(actor))
+            .where(visible_projects(actor), Artifact.deleted_at.is_(None))
             .order_by(Artifact.updated_at.desc())
             .limit(MAX_ARTIFACTS)
         )
@@ -59,14 +68,24 @@ def list_artifacts(
     q: str | None = None,
     limit: int = MAX_ARTIFACTS,
 ) -> list[Document]:
-    """Return artifacts that have a version, last changed first."""
+    """Return artifacts that have a version, last changed first; ``latest`` is main's head."""
     newest = aliased(Version)
+    head = (
+        select(func.max(Version.number))
+        .where(
+            Version.artifact_id == Artifact.id,
+            Version.branch == MAIN,
+            Version.deleted_at.is_(None),
+        )
+        .correlate(Artifact)
+        .scalar_subquery()
+    )
     query = (
         select(Artifact, newest)
         .join(Artifact.project)
-        .join(newest, and_(newest.artifact_id == Artifact.id, newest.number == Artifact.latest))
+        .join(newest, and_(newest.artifact_id == Artifact.id, newest.number == head))
         .options(contains_eager(Artifact.project), selectinload(Artifact.aliases))
-        .where(visible_projects(actor))
+        .where(visible_projects(actor), Artifact.deleted_at.is_(None))
         .order_by(Artifact.updated_at.desc(), Artifact.id.desc())
         .limit(max(1, min(limit, MAX_ARTIFACTS)))
     )
@@ -98,7 +117,7 @@ def artifact_document(session: Session, artifact: Artifact) -> Document:
     creators = _names(session, [version.created_by for version in versions])
     return {
         **_head(artifact),
-        "latest": _short(versions[0]) if versions else None,
+        "latest": next((_short(version) for version in versions if version.branch == MAIN), None),
         "versions": [
             {
                 **_short(version),

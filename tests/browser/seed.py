@@ -3,6 +3,7 @@
 Only the moments are moved afterwards, so that the jobs lie hours apart as they would.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,9 +18,10 @@ from espalier.messages import (
     TableEvent,
 )
 from espalier.states import ArtifactKind, Reason
-from scheduler import access, aliases, jobs, registry, requests
+from scheduler import access, aliases, gates, jobs, registry, requests
 from scheduler.db import now
 from scheduler.models import Attempt, Job, Worker
+from tests.browser import things
 from tests.browser.stage import GIB, Stage
 
 MACS = (
@@ -100,7 +102,7 @@ class Seed(Stage):
             attempt,
             "adapter",
             ArtifactKind.ADAPTER,
-            {"adapters.safetensors": bytes(90_000), "adapter_config.json": b"{}"},
+            {"adapters.safetensors": things.adapter(), "adapter_config.json": b'{"rank": 16}'},
             iters=800,
             best_step=500,
         )
@@ -160,7 +162,7 @@ class Seed(Stage):
             attempt,
             "model",
             ArtifactKind.MODEL,
-            {"config.json": b"{}", "model.safetensors": bytes(300_001)},
+            {"config.json": b"{}", "model.safetensors": things.weights(5)},
         )
         attempt = self.start(quantize, "studio-1")
         self.report(
@@ -188,7 +190,7 @@ class Seed(Stage):
             attempt,
             "model",
             ArtifactKind.MODEL,
-            {"config.json": b'{"quantization": {}}', "model.safetensors": bytes(80_000)},
+            {"config.json": b'{"quantization": {}}', "model.safetensors": things.weights(2)},
         )
         attempt = self.start(export, "studio-2")
         self.report(
@@ -202,10 +204,11 @@ class Seed(Stage):
                 time=0.0,
             ),
         )
-        self.finish(attempt, "gguf", ArtifactKind.GGUF, {"model-q8_0.gguf": bytes(160_000)})
+        self.finish(attempt, "gguf", ArtifactKind.GGUF, {"model-q8_0.gguf": things.gguf()})
         with self.database.transaction() as db:
             artifact = registry.find_artifact(db, "team", "sql-lora")
             aliases.set_alias(db, self.actor, artifact, "best", artifact.versions[0])
+        self._served()
         for job, minutes in (
             (train, 300),
             (evaluate, 262),
@@ -215,6 +218,29 @@ class Seed(Stage):
         ):
             self.age(job, timedelta(minutes=minutes), timedelta(minutes=36 if job == train else 3))
         return train, evaluate, quantize
+
+    def _served(self) -> None:
+        """Three versions that people pushed, and the aliases that wander over them."""
+        for seed in (1, 2, 3):
+            config = {"model_type": "qwen2", "rope_theta": 10_000.0 * seed}
+            contents = {
+                "README.md": f"# SQL, tiny\n\nThe try number {seed}.\n".encode(),
+                "config.json": json.dumps(config).encode(),
+                "model.safetensors": things.weights(2, seed),
+            }
+            number = self.publish("sql-tiny", ArtifactKind.MODEL, contents)
+            with self.database.transaction() as db:
+                artifact = registry.find_artifact(db, "team", "sql-tiny")
+                version = artifact.versions[0]
+                aliases.set_alias(db, self.actor, artifact, "staging", version)
+                if number != 2:
+                    aliases.set_alias(db, self.actor, artifact, "production", version)
+                data = registry.find_artifact(db, "team", "wikisql").versions[0]
+                if number == 3:
+                    gates.set_gate(
+                        db, self.actor, artifact, "production",
+                        data=registry.label(data), metric="perplexity", min_delta=0.05,
+                    )  # fmt: skip
 
     def _running_pipeline(self) -> str:
         train = self.pipeline("sql assistant, rank 16", "sql-lora-r16", 1000)[0]

@@ -42,6 +42,7 @@ from scheduler.db import Database, now
 from scheduler.models import Attempt, Job, Metric, Project, Worker
 from scheduler.models import Event as EventRow
 from scheduler.placement import Placement
+from tests.browser import things
 from web.pages.upload import DataFiles, publish_files
 
 GIB = 1 << 30
@@ -87,25 +88,32 @@ class Stage:
             publish_files(self.database, self.blobs, self.actor, "team/wikisql", files)
             text = files.paths["train.jsonl"].read_text()
         config = {"model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 24}
+        self.publish(
+            "qwen2.5-0.5b",
+            ArtifactKind.MODEL,
+            {
+                "README.md": things.CARD.encode(),
+                "config.json": json.dumps(config).encode(),
+                "model.safetensors": things.weights(),
+                "tokenizer.json": _tokenizer(text),
+            },
+        )
+
+    def publish(self, name: str, kind: ArtifactKind, contents: dict[str, bytes]) -> int:
+        """Publish a version of ``team/<name>`` as a person does; return its number."""
         with self.database.transaction() as db:
-            registry.publish(
+            version = registry.publish(
                 db,
                 self.blobs,
                 project=db.scalars(select(Project)).one(),
-                name="qwen2.5-0.5b",
-                kind=ArtifactKind.MODEL,
-                files=self._files(
-                    db,
-                    {
-                        "config.json": json.dumps(config).encode(),
-                        "model.safetensors": bytes(300_000),
-                        "tokenizer.json": _tokenizer(text),
-                    },
-                ),
+                name=name,
+                kind=kind,
+                files=self._files(db, contents),
                 meta={},
                 parents=[],
                 created_by=self.actor.user_id,
             )
+            return version.number
 
     # --- Attempts -------------------------------------------------------------------------
 

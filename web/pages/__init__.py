@@ -12,7 +12,10 @@ from web.services import Services
 __all__ = ["register"]
 
 #: Modules whose import gives the blueprint its views.
-VIEWS = ("artifacts", "data", "job", "jobs", "settings", "submit", "workers")
+VIEWS = (
+    "artifacts", "comparison", "data", "files", "history", "job", "jobs", "settings", "storage",
+    "submit", "workers",
+)  # fmt: skip
 
 
 def register(app: Flask) -> None:

@@ -19,8 +19,9 @@ from scheduler import datasets, registry
 from scheduler.blobs import Blobs
 from scheduler.models import Version
 from scheduler.publishing import reader
-from scheduler.queries import Document
-from scheduler.queries.artifacts import find_artifact, list_artifacts
+from scheduler.queries import Document, browse
+from scheduler.queries.artifacts import find_artifact
+from scheduler.queries.browse import Filters
 from web.auth import actor
 from web.pages.blueprint import pages, reading
 from web.pages.format import ref_url
@@ -57,7 +58,7 @@ def dataset() -> AnyResponse | tuple[str, int]:
 
 def _page(error: EspalierError | None = None, broken: list[Broken] | None = None) -> str:
     with reading() as db:
-        found = list_artifacts(db, actor(), ArtifactKind.DATASET)
+        found = browse.page(db, actor(), Filters(kind=ArtifactKind.DATASET))
     wrong = {str(fault["loc"][0]): fault["msg"] for fault in error.errors} if error else {}
     return render_template(
         "data.html", section="Data", artifacts=found, error=error, wrong=wrong,
@@ -79,8 +80,7 @@ def preview(db: Session, version: Version, tokenizer: str | None) -> Document | 
     lengths: Any = found["lengths"]
     if tokenizer:
         lengths = _token_lengths(db, version, tokenizer)
-    models = list_artifacts(db, actor(), ArtifactKind.MODEL)
-    names = [f"{model['project']}/{model['name']}" for model in models]
+    names = browse.names_of(db, actor(), ArtifactKind.MODEL)
     return {**found, "lengths": lengths, "tokenizer": tokenizer, "models": names}
 
 

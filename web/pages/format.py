@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import yaml
-from flask import Flask, url_for
+from flask import Flask, request, url_for
 from markupsafe import Markup
 
 from espalier.errors import InvalidInput
@@ -136,9 +137,15 @@ def clock(value: str | datetime | None) -> str:
     return exact.strftime("%H:%M:%S UTC" if today else "%Y-%m-%d %H:%M UTC")
 
 
-def without(value: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return a mapping without one of its keys."""
-    return {k: v for k, v in value.items() if k != key}
+def without(value: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """Return a mapping without some of its keys."""
+    return {k: v for k, v in value.items() if k not in keys}
+
+
+def turned(page: int) -> str:
+    """Return the address of another page of what is shown, with the same filters."""
+    asked = {key: value for key, value in request.args.items(multi=True) if key != "page"}
+    return f"{request.path}?{urlencode({**asked, 'page': page})}"
 
 
 def as_yaml(value: Any) -> str:
@@ -172,4 +179,4 @@ def register_filters(app: Flask) -> None:
         without=without,
         yaml=as_yaml,
     )
-    app.jinja_env.globals.update(asset=asset, between=between)
+    app.jinja_env.globals.update(asset=asset, between=between, turned=turned)

@@ -5,15 +5,11 @@ from typing import Any
 
 import pytest
 
-from scheduler.lineage import Family, Relative
-from scheduler.models import Artifact, Project, Version
 from web.live import Message, Sections, batch, named
 from web.pages.charts import HEIGHT, WIDTH, loss_plot, sampled
 from web.pages.facts import facts, remaining
 from web.pages.format import ago, cell, duration, number, relative, size
 from web.pages.jobs import grouped
-from web.pages.tree import tiers
-from web.pages.usage import commands
 
 
 def test_a_curve_fills_its_box() -> None:
@@ -33,31 +29,6 @@ def test_many_points_are_thinned_and_no_validation_is_lost() -> None:
     assert len(kept) <= 2020
     assert [p for p in kept if "val_loss" in p] == [p for p in points if "val_loss" in p]
     assert kept[-1] == points[-1]
-
-
-def version(name: str, project: Project) -> Version:
-    artifact = Artifact(name=name, kind="model", project=project, project_id=project.id)
-    return Version(id=name, number=1, size=1, artifact=artifact)
-
-
-def test_a_version_stands_above_everything_it_was_made_from() -> None:
-    team, foreign = Project(id="t", name="team"), Project(id="f", name="theirs")
-    base, adapter, fused = (version(n, team) for n in ("base", "adapter", "fused"))
-    secret = version("secret", foreign)
-    family = Family(
-        ancestors=(Relative(base, "model", "adapter", 1), Relative(secret, "data", "adapter", 1)),
-        descendants=(
-            Relative(fused, "adapter", "adapter", 1),
-            # The fused model was made from the base as well: that does not bring it down.
-        ),
-    )
-    drawn = tiers(adapter, family, {"t"})
-    assert [[node.name for node in tier] for tier in drawn] == [
-        ["team/fused"],
-        ["team/adapter"],
-        ["team/base"],
-    ]
-    assert [node.is_current for tier in drawn for node in tier] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -138,28 +109,6 @@ def test_jobs_of_a_pipeline_stand_together_in_its_order() -> None:
     assert (alone.pipeline, [j["id"] for j in alone.jobs]) == (None, ["4"])
     assert (pipeline.pipeline, pipeline.title) == ("p", "two steps")
     assert [j["id"] for j in pipeline.jobs] == ["2", "3"]
-
-
-HERE = "http://studio:8000"
-
-
-def test_a_model_runs_by_its_name() -> None:
-    document = {
-        "ref": "team/fused@v1", "project": "team", "name": "fused", "kind": "model", "files": [],
-    }  # fmt: skip
-    assert commands(document, None, HERE)[-1][1].startswith(
-        f"HF_ENDPOINT={HERE} HF_TOKEN=$ESPALIER_TOKEN mlx_lm.generate --model team/fused --prompt"
-    )
-
-
-def test_commands_to_use_an_adapter() -> None:
-    document = {"ref": "team/sql@v2", "name": "sql", "kind": "adapter", "files": []}
-    assert [line for _, line in commands(document, "team/base@v1", HERE)][:2] == [
-        "espalier pull team/sql@v2 sql",
-        "espalier pull team/base@v1 base",
-    ]
-    last = commands(document, "hf:Qwen/Qwen2.5-0.5B@main", HERE)[-1][1]
-    assert last.startswith("mlx_lm.generate --model Qwen/Qwen2.5-0.5B --adapter-path sql")
 
 
 # --- What goes over the wire --------------------------------------------------------------
