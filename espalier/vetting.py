@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
 from espalier.errors import InvalidInput
+from espalier.gguf import GgufFault, check_gguf
 from espalier.refs import check_path
 
 #: Bytes; safetensors' own limit for a header.
@@ -160,10 +161,23 @@ def _span(path: str, name: str, tensor: Any) -> tuple[int, int, str]:
     return begin, end, name
 
 
+def vet_gguf(path: str, file: BinaryIO, size: int) -> None:
+    """Raise InvalidInput unless ``file`` (of ``size`` bytes, at its start) is sound GGUF."""
+    try:
+        check_gguf(file, size)
+    except GgufFault as fault:
+        _refuse(path, str(fault))
+
+
 def is_config(path: str) -> bool:
     """Say whether loaders look for code names in this file."""
     name = PurePosixPath(path).name.lower()
     return name == "config.json" or name.endswith("_config.json")
+
+
+def is_vetted(path: str) -> bool:
+    """Say whether `vet_file` looks into files of this name."""
+    return is_config(path) or path.lower().endswith((".safetensors", ".gguf"))
 
 
 def vet_file(path: str, file: BinaryIO, size: int) -> None:
@@ -172,6 +186,8 @@ def vet_file(path: str, file: BinaryIO, size: int) -> None:
         vet_config(path, file.read(MAX_CONFIG + 1))
     elif path.lower().endswith(".safetensors"):
         vet_safetensors(path, file, size)
+    elif path.lower().endswith(".gguf"):
+        vet_gguf(path, file, size)
 
 
 def vet_folder(directory: Path) -> None:

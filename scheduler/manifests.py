@@ -8,6 +8,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,6 +16,23 @@ from espalier.errors import InvalidInput
 from espalier.messages import FileEntry
 from espalier.refs import check_path
 from espalier.states import ArtifactKind
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Where a commit stands: its branch, the commit before it there, what its author says of it.
+
+    With it the same files committed later, on another commit, are another version.
+    """
+
+    branch: str
+    previous: str | None
+    message: str
+
+
+#: The keys of every manifest, and those that commits have besides.
+KEYS = frozenset({"artifact", "kind", "files", "parents", "meta", "job"})
+HISTORY_KEYS = frozenset({"branch", "previous", "message"})
 
 
 def build(
@@ -25,11 +43,14 @@ def build(
     parents: Iterable[tuple[str, str, str]],
     meta: Mapping[str, Any],
     job: str | None,
+    history: History | None = None,
 ) -> bytes:
     """Return the manifest of a version of ``artifact`` (``project/name``).
 
     ``files`` maps path to entry and git oid; ``parents`` are (role, ref, commit); ``job`` is the
-    id of the job that made it. The order of files and parents makes no difference.
+    id of the job that made it. The order of files and parents makes no difference. Versions that
+    are no commits of a branch's history have no ``history``: the same is the same, whenever it is
+    published.
     """
     return canonical(
         {
@@ -45,6 +66,7 @@ def build(
             ],
             "meta": meta,
             "job": job,
+            **(asdict(history) if history else {}),
         }
     )
 

@@ -5,10 +5,8 @@ any transaction, and then one short transaction makes the version. What is refus
 behind but blobs that garbage collection takes.
 """
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from sqlalchemy import select
@@ -18,27 +16,20 @@ from espalier.errors import Conflict, InvalidInput
 from espalier.messages import FileEntry
 from espalier.refs import check_name, parse_artifact
 from espalier.states import ArtifactKind
-from espalier.vetting import is_config, vet_file, vet_names
-from scheduler import access, datasets, registry
+from espalier.vetting import vet_names
+from scheduler import access, quota, registry
 from scheduler.access import Actor
 from scheduler.blobrows import Digests
 from scheduler.blobs import Blobs
 from scheduler.db import Database
+from scheduler.judging import judge, lacking
 from scheduler.models import Artifact, Blob, Project, Version
 from scheduler.queries.blobs import held_by_person
 
 #: Kinds that people may bring; the others are made by jobs only.
-BROUGHT = frozenset({ArtifactKind.DATASET, ArtifactKind.MODEL, ArtifactKind.ADAPTER})
-#: What loaders cannot do without: one of each group, by the file's name or its end.
-_NEEDED: dict[ArtifactKind, tuple[tuple[str, ...], ...]] = {
-    ArtifactKind.MODEL: (
-        ("config.json",),
-        (".safetensors",),
-        ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
-    ),
-    ArtifactKind.ADAPTER: (("adapter_config.json",), ("adapters.safetensors",)),
-    ArtifactKind.DATASET: (),
-}
+BROUGHT = frozenset(
+    {ArtifactKind.DATASET, ArtifactKind.MODEL, ArtifactKind.ADAPTER, ArtifactKind.GGUF}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +55,9 @@ def publish(database: Database, blobs: Blobs, actor: Actor, wanted: Publication)
     with database.reading() as session:
         project = access.project_for(session, actor, wanted.project)
         _check_kind(session, project, wanted)
-        _check_present(session, actor, wanted.files)
+        check_present(session, actor, wanted.files)
         _parents(session, actor, wanted)
-    found = _judge(blobs, wanted.kind, wanted.files, wanted.meta)
+    found = judge(blobs, wanted.kind, wanted.files, wanted.meta)
     meta = {**wanted.meta, **found}
 
     def compose(session: Session, there: dict[str, Digests]) -> bytes:
@@ -79,6 +70,7 @@ def publish(database: Database, blobs: Blobs, actor: Actor, wanted: Publication)
     registry.prepare(database, blobs, wanted.files, compose)
     with database.transaction() as session:
         project = access.project_for(session, actor, wanted.project)
+        quota.check(session, project, {file.sha256: file.size for file in wanted.files})
         version = registry.publish(
             session,
             blobs,
@@ -103,33 +95,39 @@ def _check_kind(session: Session, project: Project, wanted: Publication) -> None
         )
     vet_names(file.path for file in wanted.files)
     names = [file.path for file in wanted.files]
-    for group in _NEEDED[wanted.kind]:
-        if not any(_matches(name, group) for name in names):
-            raise InvalidInput(
-                f"This is no {wanted.kind.value}: it has no {' or '.join(group)}.",
-                hint="Publish the folder as mlx-lm or transformers saved it.",
-                errors=[{"loc": ["files"], "msg": f"needs {' or '.join(group)}"}],
-            )
+    group = lacking(wanted.kind, names) if wanted.kind != ArtifactKind.DATASET else ()
+    if group:
+        raise InvalidInput(
+            f"This is no {wanted.kind.value}: it has no {' or '.join(group)}.",
+            hint="Publish the folder as mlx-lm or transformers saved it.",
+            errors=[{"loc": ["files"], "msg": f"needs {' or '.join(group)}"}],
+        )
     taken = session.scalar(
-        select(Artifact.kind).where(Artifact.project_id == project.id, Artifact.name == wanted.name)
+        select(Artifact).where(
+            Artifact.project_id == project.id,
+            Artifact.name == wanted.name,
+            Artifact.deleted_at.is_(None),
+        )
     )
-    if taken is not None and taken != wanted.kind:
+    if taken is not None and not registry.may_be(session, taken, wanted.kind):
         raise Conflict(
-            f"{project.name}/{wanted.name} is a {taken}: a {wanted.kind.value} needs another name."
+            f"{project.name}/{wanted.name} is a {taken.kind}: a {wanted.kind.value} needs another"
+            " name."
         )
 
 
-def _matches(path: str, group: tuple[str, ...]) -> bool:
-    return any(path.endswith(name) if name.startswith(".") else path == name for name in group)
-
-
-def _check_present(session: Session, actor: Actor, files: Sequence[FileEntry]) -> None:
-    """Refuse files that are not there, or that the actor never had.
+def check_present(
+    session: Session,
+    actor: Actor,
+    files: Sequence[FileEntry],
+    sent: Collection[str] = (),
+) -> None:
+    """Refuse files that are not there, or that the actor never had; ``sent`` were just now.
 
     The registry checks the first again, in its transaction.
     """
     wanted = {file.sha256 for file in files}
-    held = held_by_person(session, actor, wanted)
+    held = held_by_person(session, actor, wanted.difference(sent)).union(sent)
     sizes: dict[str, int] = {}
     names = sorted(wanted)
     for first in range(0, len(names), 1000):
@@ -157,43 +155,3 @@ def _parents(session: Session, actor: Actor, wanted: Publication) -> list[tuple[
         role = "data" if version.artifact.kind == ArtifactKind.DATASET else version.artifact.kind
         found.append((role, version))
     return found
-
-
-# --- Looking inside -----------------------------------------------------------------------
-
-
-def _judge(
-    blobs: Blobs, kind: ArtifactKind, files: Sequence[FileEntry], meta: dict[str, Any]
-) -> dict[str, Any]:
-    """Return what was found out, for the version's meta. Raises InvalidInput."""
-    if kind == ArtifactKind.DATASET:
-        opened = {file.path: partial(reader, blobs, file.sha256) for file in files}
-        return {"dataset": datasets.check(opened, meta.get("features")).as_meta()}
-    for file in files:
-        if is_config(file.path) or file.path.lower().endswith(".safetensors"):
-            with reader(blobs, file.sha256) as content:
-                vet_file(file.path, content, file.size)
-    return {}
-
-
-class _Chunks(io.RawIOBase):
-    """A blob's chunks as a raw stream, fetched as far as somebody reads."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._left:
-            self._left = memoryview(next(self._chunks, b""))
-        size = min(len(buffer), len(self._left))
-        buffer[:size], self._left = self._left[:size], self._left[size:]
-        return size
-
-
-def reader(blobs: Blobs, sha256: str) -> io.BufferedReader:
-    """Return a blob as a file that is read forward; what is not read is not fetched."""
-    return io.BufferedReader(_Chunks(blobs.open(sha256)))

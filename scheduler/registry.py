@@ -15,12 +15,13 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import Conflict, InvalidInput, NotFound
 from espalier.messages import FileEntry
-from espalier.refs import COMMIT, ArtifactRef, check_name
+from espalier.refs import COMMIT, VERSION, ArtifactRef, check_name
 from espalier.states import ArtifactKind
-from scheduler import manifests
+from scheduler import manifests, webhooks
 from scheduler.blobrows import Digests, touch
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
+from scheduler.manifests import History
 from scheduler.models import (
     Alias,
     Artifact,
@@ -37,6 +38,12 @@ from scheduler.models import (
 LATEST = "latest"
 #: The branch that every artifact has; jobs and `espalier push` publish to it.
 MAIN = "main"
+#: What hub clients call a model; while nothing whole is in it, what comes decides which it is.
+MODEL_KINDS = frozenset({ArtifactKind.MODEL, ArtifactKind.ADAPTER, ArtifactKind.GGUF})
+#: The key of a version's meta that says, in a sentence, what loaders would miss in it.
+INCOMPLETE = "incomplete"
+#: Kinds of `Alias`: what people move, what commits move, and what stays.
+ALIAS, BRANCH, TAG = "alias", "branch", "tag"
 
 Parent = tuple[str, Version]  # the role it had in the making, and the version
 
@@ -67,13 +74,13 @@ def _moved(session: Session, project: str, name: str) -> Artifact | None:
 
 
 def resolve(session: Session, ref: ArtifactRef) -> Version:
-    """Return the version that ``ref`` names; without a selector, the newest one.
+    """Return the version that ``ref`` names; without a selector, main's newest one.
 
-    A selector is a number (``v3``), a commit's first digits, ``latest`` or an alias. Raises
-    NotFound with the nearest names, InvalidInput for a commit that is not unique.
+    A selector is a number (``v3``), a commit's first digits, ``latest``, an alias, a branch or a
+    tag. Raises NotFound with the nearest names, InvalidInput for a commit that is not unique.
     """
     artifact = find_artifact(session, ref.project, ref.name)
-    version = _select(session, artifact, ref)
+    version = version_of(session, artifact, ref.selector)
     if version is None:
         raise NotFound(f"There is no version {ref}.", hint=_versions_hint(session, artifact))
     return version
@@ -83,31 +90,43 @@ def _versions(artifact: Artifact) -> Select[Version]:
     return select(Version).where(Version.artifact_id == artifact.id, Version.deleted_at.is_(None))
 
 
-def _select(session: Session, artifact: Artifact, ref: ArtifactRef) -> Version | None:
+def version_of(session: Session, artifact: Artifact, selector: str | None) -> Version | None:
+    """Return the artifact's version that a reference's selector names, if there is one."""
     versions = _versions(artifact)
-    if ref.selector in (None, LATEST, MAIN):
+    if selector in (None, LATEST, MAIN):
         return head(session, artifact)
-    if ref.version is not None:
-        found = session.scalar(versions.where(Version.number == ref.version))
+    number = VERSION.fullmatch(selector)
+    if number:
+        found = session.scalar(versions.where(Version.number == int(number[1])))
         if found is not None:
             return found
-    if COMMIT.fullmatch(ref.selector or ""):
-        return _by_commit(session, versions, ref)
+    if COMMIT.fullmatch(selector):
+        return _by_commit(session, artifact, versions, selector)
     named = versions.join(Alias, Alias.version_id == Version.id)
-    return session.scalar(named.where(Alias.artifact_id == artifact.id, Alias.name == ref.selector))
+    return session.scalar(named.where(Alias.artifact_id == artifact.id, Alias.name == selector))
 
 
 def head(session: Session, artifact: Artifact, branch: str = MAIN) -> Version | None:
-    """Return what a branch points at: its newest version that is there."""
-    on_branch = _versions(artifact).where(Version.branch == branch)
-    return session.scalar(on_branch.order_by(Version.number.desc()).limit(1))
+    """Return what a branch points at: its newest version that is there.
+
+    A branch other than main has a row that says so, also before the first commit to it.
+    """
+    if branch == MAIN:
+        on_main = _versions(artifact).where(Version.branch == MAIN)
+        return session.scalar(on_main.order_by(Version.number.desc()).limit(1))
+    named = _versions(artifact).join(Alias, Alias.version_id == Version.id)
+    mine = Alias.artifact_id == artifact.id, Alias.name == branch, Alias.kind == BRANCH
+    return session.scalar(named.where(*mine))
 
 
-def _by_commit(session: Session, versions: Select[Version], ref: ArtifactRef) -> Version | None:
-    begins = Version.commit.startswith(ref.selector or "", autoescape=True)
+def _by_commit(
+    session: Session, artifact: Artifact, versions: Select[Version], digits: str
+) -> Version | None:
+    begins = Version.commit.startswith(digits, autoescape=True)
     found = session.scalars(versions.where(begins).limit(2)).all()
     if len(found) > 1:
-        raise InvalidInput(f"{ref}: several commits begin with these digits; give more of them.")
+        path = path_of(artifact)
+        raise InvalidInput(f"{path}@{digits}: several commits begin so; give more digits.")
     return found[0] if found else None
 
 
@@ -164,12 +183,15 @@ def publish(
     job: Job | None = None,
     attempt_id: str | None = None,
     role: str | None = None,
+    history: History | None = None,
 ) -> Version:
     """Make the next version of ``project/name`` of blobs that are all there; return it.
 
     Published again by the same (attempt, role), or with the same files, meta and parents (and
-    job, where one made it), it is the version that exists. Raises InvalidInput for unsafe,
-    clashing or absent files, Conflict when the name belongs to another kind.
+    job, where one made it), it is the version that exists. A commit brings its ``history``, whose
+    ``previous`` the caller has compared with the branch's head under the artifact's lock. Raises
+    InvalidInput for unsafe, clashing or absent files, Conflict when the name belongs to another
+    kind.
     """
     check_name(name)
     if attempt_id is not None:
@@ -179,8 +201,8 @@ def publish(
         if again is not None:
             return again
     there = touch(session, (file.sha256 for file in files))
-    manifest = compose(there, project, name, kind, files, meta, parents, job)
-    artifact = _artifact_for(session, project, name, kind)
+    manifest = compose(there, project, name, kind, files, meta, parents, job, history)
+    artifact = artifact_for(session, project, name, kind)
     commit = manifests.commit(manifest)
     version = session.scalar(
         select(Version).where(Version.artifact_id == artifact.id, Version.commit == commit)
@@ -189,6 +211,10 @@ def publish(
         _restore(version, files)
         changed(artifact)
         return version
+    branch = history.branch if history else MAIN
+    before = head(session, artifact, branch)
+    if before is not None and _is_same(before, files, meta, parents, job, history):
+        return before
     moment = now(session)
     artifact.latest += 1
     artifact.updated_at = moment
@@ -200,6 +226,9 @@ def publish(
         manifest=blobs.put_bytes(session, manifest),
         size=sum(file.size for file in files),
         meta=meta,
+        branch=branch,
+        previous_id=before.id if before else None,
+        message=history.message if history else None,
         role=role,
         job=job,
         attempt_id=attempt_id,
@@ -210,6 +239,7 @@ def publish(
     session.add(version)
     session.flush()
     _link(session, version, parents)
+    webhooks.announce(session, artifact, "version.published", webhooks.told_of(version))
     return version
 
 
@@ -247,6 +277,7 @@ def compose(
     meta: Mapping[str, Any],
     parents: Sequence[Parent],
     job: Job | None = None,
+    history: History | None = None,
 ) -> bytes:
     """Return the manifest of a version of these files, which are all ``there``.
 
@@ -260,6 +291,7 @@ def compose(
         parents=[(role, label(parent), parent.commit) for role, parent in parents],
         meta=meta,
         job=job.id if job else None,
+        history=history,
     )
 
 
@@ -278,6 +310,21 @@ def _restore(version: Version, files: Iterable[FileEntry]) -> None:
     version.deleted_at = None
     if not version.files:
         version.files = _rows(files)
+
+
+def _is_same(
+    before: Version,
+    files: Sequence[FileEntry],
+    meta: Mapping[str, Any],
+    parents: Sequence[Parent],
+    job: Job | None,
+    history: History | None,
+) -> bool:
+    """Say whether somebody pushes what a commit, whose manifest is another, has made the head."""
+    if history or job or parents or before.message is None or before.meta != meta:
+        return False
+    wanted = {file.path: file.sha256 for file in files}
+    return {file.path: file.sha256 for file in before.files} == wanted
 
 
 def _check_files(there: Mapping[str, Digests], files: Sequence[FileEntry]) -> None:
@@ -302,8 +349,11 @@ def changed(artifact: Artifact) -> None:
     artifact.revision = Artifact.revision + 1  # in SQL: the row may not be locked
 
 
-def _artifact_for(session: Session, project: Project, name: str, kind: ArtifactKind) -> Artifact:
-    """Return the artifact, made if absent, locked: two publishers number their versions in turn."""
+def artifact_for(session: Session, project: Project, name: str, kind: ArtifactKind) -> Artifact:
+    """Return the artifact, made if absent, locked: two publishers number their versions in turn.
+
+    The name of a deleted one begins anew. Raises Conflict when it belongs to another kind.
+    """
     mine = (Artifact.project_id == project.id) & (Artifact.name == name)
     if session.scalar(select(Artifact.id).where(mine)) is None:
         artifact = Artifact(project_id=project.id, name=name, kind=kind.value)
@@ -311,10 +361,32 @@ def _artifact_for(session: Session, project: Project, name: str, kind: ArtifactK
         with suppress(IntegrityError), session.begin_nested():  # somebody else may be quicker
             session.add(artifact)
     artifact = locked(session, mine)
-    if artifact.kind != kind:
+    if artifact.deleted_at is not None:
+        from scheduler import retiring  # which needs this module itself
+
+        retiring.take_up(session, artifact)
+        artifact.kind = kind.value
+    if not may_be(session, artifact, kind):
         holds = f"{path_of(artifact)} holds versions of kind {artifact.kind}; this is a {kind}."
         raise Conflict(holds, hint="Publish it under another name.")
+    artifact.kind = kind.value
     return artifact
+
+
+def may_be(session: Session, artifact: Artifact, kind: ArtifactKind) -> bool:
+    """Say whether the artifact is of this kind, or a model's name with nothing whole in it yet."""
+    if artifact.kind == kind:
+        return True
+    undecided = artifact.kind == ArtifactKind.MODEL and kind in MODEL_KINDS
+    return undecided and not has_whole(session, artifact)
+
+
+def has_whole(session: Session, artifact: Artifact) -> bool:
+    """Say whether one of the artifact's versions has all that loaders need."""
+    metas = session.scalars(
+        select(Version.meta).where(Version.artifact_id == artifact.id, Version.deleted_at.is_(None))
+    )
+    return any(INCOMPLETE not in meta for meta in metas)
 
 
 def locked(session: Session, which: ColumnElement[bool]) -> Artifact:

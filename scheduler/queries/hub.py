@@ -1,34 +1,24 @@
 """The store as the Hugging Face Hub's protocol tells it: repositories, revisions, files.
 
 An artifact is a repository, of the type ``dataset`` or ``model`` (adapters and GGUF files too);
-a version is a commit. ``main`` and ``latest`` are the newest version, aliases are branches, and
-version numbers (``v3``) are tags: nothing moves them.
+a version is a commit. Aliases are told as branches, for clients know nothing else that moves;
+version numbers (``v3``) are tags, beside those that people made.
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from datetime import datetime
 
-from sqlalchemy import and_, select
-from sqlalchemy.orm import Session, aliased, contains_eager
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from espalier.errors import EspalierError, NotFound
-from espalier.refs import ArtifactRef
+from espalier.errors import InvalidInput, NotFound
 from espalier.states import JOB_OPEN, ArtifactKind
-from scheduler import registry
-from scheduler.access import Actor, visible_projects
-from scheduler.models import (
-    Alias,
-    Artifact,
-    Blob,
-    Job,
-    JobInput,
-    Project,
-    User,
-    Version,
-    VersionFile,
-)
+from scheduler import branches, registry
+from scheduler.access import Actor
+from scheduler.cards import MAX_READ, read_card
+from scheduler.models import Artifact, Blob, Job, JobInput, Version, VersionFile
 from scheduler.queries import Document, stamp
 from scheduler.queries.artifacts import find_artifact
 
@@ -37,25 +27,35 @@ MAIN = "main"
 #: Files that clients expect behind an LFS pointer, beside those above LFS_BYTES.
 _LFS_SUFFIXES = (".safetensors", ".gguf", ".npz", ".parquet")
 LFS_BYTES = 1 << 20
+#: Slashes that a revision's name may have, where a path follows it.
+_DEEPEST = 8
+#: Keys of a card that the Hub makes tags of, and what it puts before them.
+_TAG_KEYS = {
+    "license": "license:",
+    "base_model": "base_model:",
+    "datasets": "dataset:",
+    "language": "",
+}
 #: Bytes of the pointer that git would keep in a large file's place.
 _POINTER_SIZE = 134
 
-_KINDS = {
+#: Kinds of artifacts by the type of repository that they are.
+KINDS = {
     "datasets": (ArtifactKind.DATASET,),
     "models": (ArtifactKind.MODEL, ArtifactKind.ADAPTER, ArtifactKind.GGUF),
 }
 
 
-class NoRevision(EspalierError):
+class NoRevision(NotFound):
     """The repository is there, the revision is not."""
 
-    status, code, title = 404, "revision_not_found", "No such revision"
+    code, title = "revision_not_found", "No such revision"
 
 
-class NoEntry(EspalierError):
+class NoEntry(NotFound):
     """The revision is there, the file is not. ``commit`` is the revision's."""
 
-    status, code, title = 404, "entry_not_found", "No such file"
+    code, title = "entry_not_found", "No such file"
 
     def __init__(self, detail: str, commit: str) -> None:
         super().__init__(detail)
@@ -69,21 +69,31 @@ class File:
     path: str
     size: int
     sha256: str
-    git_oid: str
+    git_oid: str | None  # None in lists, which do not tell it
 
     @property
     def is_large(self) -> bool:
-        return self.size > LFS_BYTES or self.path.endswith(_LFS_SUFFIXES)
+        return is_large(self.path, self.size)
 
     @property
     def etag(self) -> str:
         """The name of its bytes in clients' caches: sha256 of large files, else git's sha1."""
-        return self.sha256 if self.is_large else self.git_oid
+        return self.sha256 if self.is_large or self.git_oid is None else self.git_oid
 
-    def lfs(self) -> Document | None:
-        if not self.is_large:
-            return None
-        return {"sha256": self.sha256, "size": self.size, "pointerSize": _POINTER_SIZE}
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A version as lists of repositories tell it."""
+
+    id: str
+    commit: str
+    size: int
+    created_at: datetime
+
+
+def is_large(path: str, size: int) -> bool:
+    """Say whether a file is known by its sha256, and uploaded by LFS; empty ones never are."""
+    return size > LFS_BYTES or (size > 0 and path.endswith(_LFS_SUFFIXES))
 
 
 # --- Finding ------------------------------------------------------------------------------
@@ -95,22 +105,50 @@ def repository(session: Session, actor: Actor, kind: str, project: str, name: st
     Raises NotFound, also for what the actor may not see and for the other type.
     """
     artifact = find_artifact(session, actor, project, name)
-    if artifact.kind not in _KINDS[kind] or not artifact.latest:
+    if artifact.kind not in KINDS[kind] or not artifact.latest:
         raise NotFound(f"{project}/{name} is a {artifact.kind}: it is not among the {kind}.")
     return artifact
 
 
+def branch_name(rev: str) -> str:
+    """Return the branch that a client calls by its whole reference or by its name."""
+    return rev.removeprefix("refs/heads/")
+
+
+def branch_head(session: Session, artifact: Artifact, rev: str) -> Version | None:
+    """Return what commits to ``rev`` build upon; None before the first. Raises as `commits` do."""
+    branches.check_writable(session, artifact, branch_name(rev))
+    return registry.head(session, artifact, branch_name(rev))
+
+
 def revision(session: Session, artifact: Artifact, name: str) -> Version:
     """Return the version that a branch, a tag or a commit names. Raises NoRevision."""
-    path = f"{artifact.project.name}/{artifact.name}"
     plain = name.removeprefix("refs/heads/").removeprefix("refs/tags/")
-    selector = registry.LATEST if plain == MAIN else plain
+    hint = None
     try:
-        return registry.resolve(
-            session, ArtifactRef(artifact.project.name, artifact.name, selector)
-        )
-    except EspalierError as error:
-        raise NoRevision(f"{path} has no revision {name!r}.", hint=error.hint) from error
+        found = registry.version_of(session, artifact, plain)
+    except InvalidInput as error:
+        found, hint = None, error.detail
+    if found is None:
+        raise NoRevision(f"{registry.path_of(artifact)} has no revision {name!r}.", hint=hint)
+    return found
+
+
+def locate(session: Session, artifact: Artifact, rest: str) -> tuple[Version, str]:
+    """Return the version and the path that ``revision/path`` names; the path may be empty.
+
+    A branch's name may have slashes in it, and a path has them: what is a revision counts as one,
+    the shortest first (no git repository has both ``a`` and ``a/b``). Raises NoRevision.
+    """
+    words = rest.strip("/").split("/")
+    first = 3 if words[0] == "refs" else 1
+    for count in range(first, min(len(words), first + _DEEPEST) + 1):
+        try:
+            found = revision(session, artifact, "/".join(words[:count]))
+        except NoRevision:
+            continue
+        return found, "/".join(words[count:])
+    return revision(session, artifact, "/".join(words[:first])), ""
 
 
 def files_of(
@@ -137,10 +175,30 @@ def file_of(session: Session, version: Version, path: str) -> File:
     return found[0]
 
 
+def card_of(read: Callable[[str], Iterable[bytes]], files: Sequence[File]) -> Document:
+    """Return the front matter of the README among the files; {} where it is none, or not sound.
+
+    ``read`` yields a blob's first MAX_READ bytes.
+    """
+    readme = next((file for file in files if file.path == "README.md"), None)
+    if readme is None:
+        return {}
+    text = b"".join(read(readme.sha256))[:MAX_READ].decode("utf-8", "replace")
+    try:
+        return read_card(text)
+    except InvalidInput:
+        return {}  # it was committed all the same: it is for people
+
+
 # --- Telling ------------------------------------------------------------------------------
 
 
-def repo_document(artifact: Artifact, version: Version, files: Sequence[File] | None) -> Document:
+def repo_document(
+    artifact: Artifact,
+    version: Version | Revision,
+    files: Sequence[File] | None,
+    card: Document | None = None,
+) -> Document:
     """Return a repository at a revision; ``files`` is None in lists of repositories."""
     path = f"{artifact.project.name}/{artifact.name}"
     document: Document = {
@@ -155,39 +213,45 @@ def repo_document(artifact: Artifact, version: Version, files: Sequence[File] | 
         "disabled": False,
         "downloads": 0,
         "likes": 0,
-        "tags": _tags(artifact),
+        "tags": tags_of(artifact.kind) + _card_tags(card or {}),
         "usedStorage": version.size,
     }
     if artifact.kind != ArtifactKind.DATASET:
         document |= {"modelId": path, "library_name": "mlx"}
+    if card:
+        document["cardData"] = card
+        if isinstance(card.get("pipeline_tag"), str):
+            document["pipeline_tag"] = card["pipeline_tag"]
     if files is not None:
-        document["siblings"] = [
-            {"rfilename": file.path, "size": file.size, "blobId": file.git_oid}
-            | ({"lfs": lfs} if (lfs := file.lfs()) else {})
-            for file in files
-        ]
+        document["siblings"] = [_sibling(file) for file in files]
     return document
 
 
-def _tags(artifact: Artifact) -> list[str]:
-    return [artifact.kind] if artifact.kind == ArtifactKind.DATASET else ["mlx", artifact.kind]
+def _sibling(file: File) -> Document:
+    told: Document = {"rfilename": file.path, "size": file.size}
+    if file.git_oid is not None:
+        told["blobId"] = file.git_oid
+    if file.is_large:
+        told["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": _POINTER_SIZE}
+    return told
 
 
-def tree(files: Sequence[File], below: str, *, recursive: bool) -> Iterator[Document]:
-    """Yield the entries under the folder ``below`` ("" is the root), in order of path."""
-    prefix = f"{below}/" if below else ""
-    folders: set[str] = set()
-    for file in files:
-        if not file.path.startswith(prefix):
-            continue
-        inner = PurePosixPath(file.path[len(prefix) :])
-        parents = [str(folder) for folder in reversed(inner.parents) if str(folder) != "."]
-        for folder in parents if recursive else parents[:1]:
-            if folder not in folders:
-                folders.add(folder)
-                yield _folder(prefix + folder)
-        if recursive or not parents:
-            yield entry(file)
+def tags_of(kind: str) -> list[str]:
+    """Return the tags that every repository of a kind has."""
+    return [kind] if kind == ArtifactKind.DATASET else ["mlx", kind]
+
+
+def _card_tags(card: Document) -> list[str]:
+    """Return a card's own tags, and what the Hub makes tags of besides."""
+    found = list(_texts(card.get("tags")))
+    for key, prefix in _TAG_KEYS.items():
+        found += [prefix + text for text in _texts(card.get(key))]
+    return found[:100]
+
+
+def _texts(value: object) -> list[str]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, str)]
 
 
 def entry(file: File) -> Document:
@@ -203,90 +267,10 @@ def entry(file: File) -> Document:
     return found
 
 
-def _folder(path: str) -> Document:
+def folder(path: str) -> Document:
     # Versions hold no git trees: the protocol wants an id, and clients only compare it.
     oid = hashlib.sha1(f"tree {path}".encode(), usedforsecurity=False).hexdigest()
     return {"type": "directory", "oid": oid, "size": 0, "path": path}
-
-
-def refs_document(session: Session, artifact: Artifact) -> Document:
-    """Return branches (``main`` and the aliases) and tags (the version numbers)."""
-    versions = session.execute(
-        select(Version.number, Version.commit)
-        .where(Version.artifact_id == artifact.id, Version.deleted_at.is_(None))
-        .order_by(Version.number.desc())
-    ).all()
-    aliases = session.execute(
-        select(Alias.name, Version.commit)
-        .join(Alias.version)
-        .where(Alias.artifact_id == artifact.id, Alias.name != MAIN)
-        .order_by(Alias.name)
-    ).all()
-    branches = [(MAIN, versions[0].commit)] if versions else []
-    branches += [(name, commit) for name, commit in aliases]
-    return {
-        "branches": [_ref("heads", name, commit) for name, commit in branches],
-        "tags": [_ref("tags", f"v{number}", commit) for number, commit in versions],
-        "converts": [],
-        "pullRequests": [],
-    }
-
-
-def _ref(space: str, name: str, commit: str) -> Document:
-    return {"name": name, "ref": f"refs/{space}/{name}", "targetCommit": commit}
-
-
-def commits(session: Session, version: Version) -> list[Document]:
-    """Return the version and those before it, newest first."""
-    rows = session.execute(
-        select(Version, User.name)
-        .outerjoin(User, User.id == Version.created_by)
-        .where(
-            Version.artifact_id == version.artifact_id,
-            Version.number <= version.number,
-            Version.deleted_at.is_(None),
-        )
-        .order_by(Version.number.desc())
-    )
-    return [
-        {
-            "id": one.commit,
-            "title": f"v{one.number}",
-            "message": f"Made by job {one.job_id}." if one.job_id else "",
-            "date": stamp(one.created_at),
-            "authors": [{"user": name}] if name else [],
-        }
-        for one, name in rows
-    ]
-
-
-def repositories(
-    session: Session,
-    actor: Actor,
-    kind: str,
-    *,
-    search: str = "",
-    author: str | None = None,
-    limit: int,
-    offset: int,
-) -> list[tuple[Artifact, Version]]:
-    """Return the actor's repositories of a type with their newest versions, last changed first."""
-    newest = aliased(Version)
-    query = (
-        select(Artifact, newest)
-        .join(Artifact.project)
-        .join(newest, and_(newest.artifact_id == Artifact.id, newest.number == Artifact.latest))
-        .options(contains_eager(Artifact.project))
-        .where(Artifact.kind.in_(_KINDS[kind]), visible_projects(actor))
-        .order_by(Artifact.updated_at.desc(), Artifact.id.desc())
-        .limit(limit)
-        .offset(offset)
-    )
-    if search:
-        query = query.where((Project.name + "/" + Artifact.name).icontains(search, autoescape=True))
-    if author:
-        query = query.where(Project.name == author)
-    return [(artifact, version) for artifact, version in session.execute(query)]
 
 
 def wanted_upstream(session: Session) -> set[tuple[str, str]]:

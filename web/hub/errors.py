@@ -3,11 +3,15 @@
 from flask import Response, jsonify
 
 from espalier.errors import EspalierError, NotFound, Unauthorized
+from scheduler.branches import NoBranch
+from scheduler.commits import NoSuchFile
 from scheduler.queries.hub import NoEntry, NoRevision
 from web.mirror.upstream import UpstreamRefusal
 
 _CODES: tuple[tuple[type[EspalierError], str], ...] = (
     (NoRevision, "RevisionNotFound"),
+    (NoBranch, "RevisionNotFound"),
+    (NoSuchFile, "EntryNotFound"),
     (NoEntry, "EntryNotFound"),
     (NotFound, "RepoNotFound"),
 )
@@ -26,7 +30,7 @@ def answer(error: EspalierError) -> Response:
     # A header holds one line of Latin-1.
     line = " ".join(f"{error.detail}{hint}".split())
     response.headers["X-Error-Message"] = line.encode("latin-1", "replace").decode("latin-1")
-    if isinstance(error, NoEntry):
+    if isinstance(error, NoEntry | NoSuchFile) and error.commit:
         response.headers["X-Repo-Commit"] = error.commit
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = 'Bearer realm="espalier"'

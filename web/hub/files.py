@@ -11,30 +11,30 @@ from web.services import services
 
 def add(blueprint: Blueprint) -> None:
     """Add the routes of files; HEAD comes with GET."""
-    rule = "<project>/<name>/resolve/<rev>/<path:path>"
+    rule = "<project>/<name>/resolve/<path:rest>"
     blueprint.get(f"/{rule}", endpoint="model_file")(model_file)
     blueprint.get(f"/datasets/{rule}", endpoint="dataset_file")(dataset_file)
 
 
-def model_file(project: str, name: str, rev: str, path: str) -> Response:
-    """A file of a model, an adapter or a GGUF artifact."""
-    return _resolve("models", project, name, rev, path)
+def model_file(project: str, name: str, rest: str) -> Response:
+    """A file of a model, an adapter or a GGUF artifact; ``rest`` is revision and path."""
+    return _resolve("models", project, name, rest)
 
 
-def dataset_file(project: str, name: str, rev: str, path: str) -> Response:
-    """A file of a data set."""
-    return _resolve("datasets", project, name, rev, path)
+def dataset_file(project: str, name: str, rest: str) -> Response:
+    """A file of a data set; ``rest`` is revision and path."""
+    return _resolve("datasets", project, name, rest)
 
 
-def _resolve(kind: str, project: str, name: str, rev: str, path: str) -> Response:
+def _resolve(kind: str, project: str, name: str, rest: str) -> Response:
     """Answer with the file, or the range of it that was asked for.
 
     ``X-Repo-Commit`` and ``ETag`` name revision and bytes in the client's cache.
     """
-    check_path(path)
+    check_path(rest)
     with services().database.reading() as session:
         artifact = hub.repository(session, actor(), kind, project, name)
-        version = hub.revision(session, artifact, rev)
+        version, path = hub.locate(session, artifact, rest)
         file = hub.file_of(session, version, path)
     response = send_blob(file.sha256, file.size, path.rsplit("/", 1)[-1], etag=file.etag)
     response.headers["X-Repo-Commit"] = version.commit

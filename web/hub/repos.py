@@ -1,5 +1,6 @@
 """Repositories: what they are, what is in them, what their revisions are called."""
 
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlencode
 
@@ -7,17 +8,24 @@ from flask import Blueprint, Response, jsonify, request
 
 from espalier.errors import InvalidInput
 from scheduler.access import projects_of
-from scheduler.queries import hub
+from scheduler.blobs import Blobs
+from scheduler.cards import MAX_READ
+from scheduler.queries import Document, history, hub, hublists, hubtree
+from scheduler.queries.hublists import Wanted
 from web.auth import actor
 from web.services import services
 
 _TYPE = "<any(models, datasets):kind>"
 _REPO = f"/api/{_TYPE}/<project>/<name>"
-#: Entries of one page of a tree, repositories of one page of a list.
-TREE_PAGE = 1000
-LIST_PAGE = 500
+#: Entries of one page of a tree, with and without what is slow to tell of each.
+TREE_PAGE, EXPANDED_PAGE = 1000, 100
+#: Repositories of one page of a list, with and without the names of their files.
+LIST_PAGE, FULL_PAGE = 500, 50
+COMMITS_PAGE = 1000
 #: Paths that one question may ask for.
 _MAX_PATHS = 10_000
+#: Of them, those that are told with the commit that made them so.
+_MAX_EXPANDED = 1000
 
 
 def add(blueprint: Blueprint) -> None:
@@ -26,8 +34,7 @@ def add(blueprint: Blueprint) -> None:
     blueprint.get(f"/api/{_TYPE}")(repositories)
     blueprint.get(_REPO)(info)
     blueprint.get(f"{_REPO}/revision/<path:rev>")(info)
-    blueprint.get(f"{_REPO}/tree/<rev>")(tree)
-    blueprint.get(f"{_REPO}/tree/<rev>/<path:below>")(tree)
+    blueprint.get(f"{_REPO}/tree/<path:rest>")(tree)
     blueprint.post(f"{_REPO}/paths-info/<path:rev>")(paths_info)
     blueprint.get(f"{_REPO}/refs")(refs)
     blueprint.get(f"{_REPO}/commits/<path:rev>")(commits)
@@ -45,26 +52,27 @@ def whoami() -> Response:
         email=None,
         isPro=False,
         orgs=[{"type": "org", "id": p, "name": p, "fullname": p} for p in projects],
-        auth={"type": "access_token", "accessToken": {"displayName": "espalier", "role": "read"}},
+        auth={"type": "access_token", "accessToken": {"displayName": "espalier", "role": "write"}},
     )
 
 
 def repositories(kind: str) -> Response:
-    """List repositories, a page at a time; ``search``, ``author`` and ``limit`` narrow it."""
-    limit = min(_number("limit", LIST_PAGE), LIST_PAGE)
-    offset = _number("cursor", 0)
+    """List repositories, a page at a time, narrowed and sorted as clients ask for it."""
+    full = _flag("full")
+    most = FULL_PAGE if full else LIST_PAGE
+    wanted = Wanted(
+        search=request.args.get("search", ""),
+        author=request.args.get("author"),
+        tags=[tag for name in ("filter", "tags") for tag in request.args.getlist(name)],
+        sort=request.args.get("sort", "lastModified"),
+        ascending=request.args.get("direction") == "1",
+        full=full,
+        limit=max(1, min(_number("limit", most), most)),
+        cursor=request.args.get("cursor"),
+    )
     with services().database.reading() as session:
-        found = hub.repositories(
-            session,
-            actor(),
-            kind,
-            search=request.args.get("search", ""),
-            author=request.args.get("author"),
-            limit=limit + 1,
-            offset=offset,
-        )
-        documents = [hub.repo_document(artifact, version, None) for artifact, version in found]
-    return _page(documents, limit, offset)
+        documents, cursor = hublists.repositories(session, actor(), kind, wanted)
+    return _page(documents, cursor)
 
 
 def info(kind: str, project: str, name: str, rev: str = hub.MAIN) -> Response:
@@ -72,36 +80,56 @@ def info(kind: str, project: str, name: str, rev: str = hub.MAIN) -> Response:
     with services().database.reading() as session:
         artifact = hub.repository(session, actor(), kind, project, name)
         version = hub.revision(session, artifact, rev)
-        return jsonify(hub.repo_document(artifact, version, hub.files_of(session, version)))
+        files = hub.files_of(session, version)
+    return jsonify(hub.repo_document(artifact, version, files, _card(files)))
 
 
-def tree(kind: str, project: str, name: str, rev: str, below: str = "") -> Response:
-    """The entries of a folder, or of all folders; a page at a time."""
-    recursive = request.args.get("recursive", "").lower() in ("true", "1")
-    offset = _number("cursor", 0)
+def _card(files: list[hub.File]) -> Document:
+    readme = next((file for file in files if file.path == "README.md"), None)
+    return _read_card(services().blobs, readme) if readme else {}
+
+
+@lru_cache(maxsize=1024)
+def _read_card(blobs: Blobs, readme: hub.File) -> Document:
+    return hub.card_of(lambda sha256: blobs.open(sha256, 0, min(MAX_READ, readme.size)), [readme])
+
+
+def tree(kind: str, project: str, name: str, rest: str) -> Response:
+    """The entries of a folder, or of all folders; a page at a time.
+
+    ``rest`` is the revision and, behind it, the folder.
+    """
+    expand = _flag("expand")
+    most = EXPANDED_PAGE if expand else TREE_PAGE
+    limit = max(1, min(_number("limit", most), most))
+    after = request.args.get("cursor", "")
+    listed = hubtree.everything if _flag("recursive") else hubtree.children
     with services().database.reading() as session:
         artifact = hub.repository(session, actor(), kind, project, name)
-        version = hub.revision(session, artifact, rev)
-        files = hub.files_of(session, version)
-    entries = list(hub.tree(files, below.strip("/"), recursive=recursive))
-    if below and not entries:
-        raise hub.NoEntry(f"{project}/{name}@{rev} has no folder {below!r}.", version.commit)
-    return _page(entries[offset : offset + TREE_PAGE + 1], TREE_PAGE, offset)
+        version, below = hub.locate(session, artifact, rest)
+        entries = listed(session, version, below, after, limit + 1)
+        if expand:
+            hubtree.add_last_commits(session, version, entries[:limit])
+    if below and not entries and not after:
+        raise hub.NoEntry(f"{project}/{name} has no folder {below!r} there.", version.commit)
+    cursor = entries[limit - 1]["path"] if len(entries) > limit else None
+    return _page(entries[:limit], cursor)
 
 
 def paths_info(kind: str, project: str, name: str, rev: str) -> Response:
     """The entries of the paths that were asked for, those that are there."""
-    paths = request.form.getlist("paths") or (request.get_json(silent=True) or {}).get("paths", [])
+    given = request.get_json(silent=True) or {}
+    paths = request.form.getlist("paths") or (given.get("paths", []) if given else [])
     if not isinstance(paths, list) or len(paths) > _MAX_PATHS:
         raise InvalidInput(f"paths must be a list of at most {_MAX_PATHS:,} paths.")
+    expand = str(request.form.get("expand") or given.get("expand") or "").lower()
+    wanted = {path.strip("/") for path in paths if isinstance(path, str)}
     with services().database.reading() as session:
         artifact = hub.repository(session, actor(), kind, project, name)
         version = hub.revision(session, artifact, rev)
-        wanted = {path.strip("/") for path in paths if isinstance(path, str)}
-        everything = hub.files_of(session, version)
-    found: list[dict[str, Any]] = [
-        item for item in hub.tree(everything, "", recursive=True) if item["path"] in wanted
-    ]
+        found = hubtree.named(session, version, wanted)
+        if expand in ("true", "1"):
+            hubtree.add_last_commits(session, version, found[:_MAX_EXPANDED])
     return jsonify(found)
 
 
@@ -109,14 +137,22 @@ def refs(kind: str, project: str, name: str) -> Response:
     """Branches and tags."""
     with services().database.reading() as session:
         artifact = hub.repository(session, actor(), kind, project, name)
-        return jsonify(hub.refs_document(session, artifact))
+        return jsonify(history.refs_document(session, artifact))
 
 
 def commits(kind: str, project: str, name: str, rev: str) -> Response:
-    """The versions up to a revision, newest first."""
+    """The commits of a branch up to a revision, newest first."""
+    first, limit = _number("cursor", 0), COMMITS_PAGE
+    formatted = "formatted" in request.args.getlist("expand[]")
     with services().database.reading() as session:
         artifact = hub.repository(session, actor(), kind, project, name)
-        return jsonify(hub.commits(session, hub.revision(session, artifact, rev)))
+        version = hub.revision(session, artifact, rev)
+        found = history.commit_documents(session, version, first, limit + 1, formatted=formatted)
+    return _page(found[:limit], str(first + limit) if len(found) > limit else None)
+
+
+def _flag(name: str) -> bool:
+    return request.args.get(name, "").lower() in ("true", "1")
 
 
 def _number(name: str, default: int) -> int:
@@ -128,10 +164,11 @@ def _number(name: str, default: int) -> int:
     return int(text)
 
 
-def _page(items: list[dict[str, Any]], limit: int, offset: int) -> Response:
-    """Answer with ``limit`` items; one more than that means that there is another page."""
-    response = jsonify(items[:limit])
-    if len(items) > limit:
-        query = urlencode({**request.args, "cursor": offset + limit})
+def _page(items: list[dict[str, Any]], cursor: str | None) -> Response:
+    """Answer with the items; with a cursor there is another page."""
+    response = jsonify(items)
+    if cursor is not None:
+        asked = [(k, v) for k, v in request.args.items(multi=True) if k != "cursor"]
+        query = urlencode([*asked, ("cursor", cursor)])
         response.headers["Link"] = f'<{request.base_url}?{query}>; rel="next"'
     return response
