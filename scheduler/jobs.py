@@ -122,7 +122,9 @@ def place(session: Session, placement: Placement, moment: datetime) -> Attempt |
     session.add(attempt)
     session.flush()
     worker = session.get_one(Worker, placement.worker_id)
-    record(session, moment, job, "placed", f"Placed on {worker.name}.", attempt=attempt)
+    facts = {"held_bytes": placement.have, "input_bytes": placement.need}
+    told = placement.told(worker.name)
+    record(session, moment, job, "placed", told, attempt=attempt, **facts)
     return attempt
 
 
@@ -168,7 +170,7 @@ def take(session: Session, worker: Worker, attempt: Attempt, boot_id: str) -> bo
     job, moment = lock_job(session, attempt.job_id), now(session)
     move_attempt(session, attempt, AttemptState.RUNNING)
     move_job(session, job, JobState.RUNNING)
-    attempt.boot_id, attempt.claimed_at = boot_id, moment
+    attempt.boot_id, attempt.claimed_at, attempt.machine = boot_id, moment, worker.machine
     extend_lease(attempt, moment)
     worker.unclaimed = 0
     worker.seen_at = moment

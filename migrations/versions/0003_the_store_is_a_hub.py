@@ -132,6 +132,9 @@ def upgrade() -> None:
     with op.batch_alter_table('artifacts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('deleted_at', sa.DateTime(timezone=True), nullable=True))
 
+    with op.batch_alter_table('attempts', schema=None) as batch_op:
+        batch_op.add_column(sa.Column('machine', sa.JSON(), nullable=True))
+
     with op.batch_alter_table('projects', schema=None) as batch_op:
         batch_op.add_column(sa.Column('quota_bytes', sa.BigInteger(), nullable=True))
         batch_op.add_column(sa.Column('ttl_days', sa.Integer(), nullable=True))
@@ -157,6 +160,9 @@ def downgrade() -> None:
         batch_op.drop_column('message')
         batch_op.drop_column('previous_id')
         batch_op.drop_column('branch')
+
+    with op.batch_alter_table('attempts', schema=None) as batch_op:
+        batch_op.drop_column('machine')
 
     with op.batch_alter_table('projects', schema=None) as batch_op:
         batch_op.drop_column('ttl_days')

@@ -134,6 +134,7 @@ class Attempt(Base):
     preempt_requested_at: Mapped[datetime | None]
     error: Mapped[dict[str, Any] | None]
     answer: Mapped[dict[str, Any] | None]  # {digest of its finish, what was answered}
+    machine: Mapped[dict[str, Any] | None]  # messages.Machine, as it was when this was claimed
 
     job: Mapped[Job] = relationship(back_populates="attempts")
     worker: Mapped[Worker] = relationship()
