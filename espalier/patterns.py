@@ -1,5 +1,8 @@
-"""Which files of a hub's repository are of use: weights and text, nothing a loader could run."""
+"""What is asked of the public hub: which files, and with whose token."""
 
+#: Where a person's own token for that hub goes: into no body, no address, no log.
+UPSTREAM_HEADER = "X-Upstream-Token"
+#: Weights and text, nothing a loader could run.
 MODEL_FILES = (
     "*.safetensors",
     "*.json",

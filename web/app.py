@@ -16,11 +16,11 @@ from espalier.settings import settings as process_settings
 from scheduler.access import SESSION_LIFETIME
 from scheduler.blobs import Blobs
 from scheduler.db import Database
-from scheduler.queries.hub import wanted_upstream
+from scheduler.queries.upstream import needed_upstream
 from scheduler.store import open_driver
 from scheduler.wake import Waker
 from web import agent, api, auth, headers, health, hub, pages, problems
-from web.mirror import Mirror
+from web.mirror import Mirror, Prefetcher
 from web.services import Services
 
 #: Bytes of a request's body, unless its address takes more (parts of uploads, data files).
@@ -33,10 +33,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask("web")
     _configure(app, config)
     database = Database(config.sql_url)
+    mirror = Mirror(config, partial(_needed_upstream, database))
     app.extensions["espalier"] = Services(
         settings=config,
         database=database,
-        mirror=Mirror(config, partial(_wanted_upstream, database)),
+        mirror=mirror,
+        prefetcher=Prefetcher(mirror),
         blobs=Blobs(open_driver(config), config),
         waker=Waker(config.broker_url) if config.broker_url else None,
     )
@@ -51,9 +53,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def _wanted_upstream(database: Database) -> set[tuple[str, str]]:
+def _needed_upstream(database: Database) -> set[tuple[str, str]]:
     with database.reading() as session:
-        return wanted_upstream(session)
+        return needed_upstream(session)
 
 
 def _configure(app: Flask, config: Settings) -> None:

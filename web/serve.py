@@ -42,7 +42,13 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         found: Services = app.extensions["espalier"]
         beat = Beat(found.database, found.settings.lease_seconds)
         beat.start()
-        self.cfg.set("worker_exit", lambda _server, _worker: beat.stop())
+        found.prefetcher.start()
+
+        def end(_server: Any, _worker: Any) -> None:
+            beat.stop()
+            found.prefetcher.stop()
+
+        self.cfg.set("worker_exit", end)
         return app
 
 

@@ -17,7 +17,7 @@ from espalier.settings import Settings
 from scheduler.blobs import Blobs
 from scheduler.db import Database
 from scheduler.wake import Waker
-from web.mirror import Mirror
+from web.mirror import Mirror, Prefetcher
 
 #: Seconds after its last look that somebody counts as watching.
 WATCH_SECONDS = 15.0
@@ -65,6 +65,7 @@ class Services:
     blobs: Blobs
     waker: Waker | None
     mirror: Mirror
+    prefetcher: Prefetcher
     watched: Watched = field(default_factory=Watched)
     throttle: Throttle = field(default_factory=Throttle)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from espalier import splits
+from espalier.cli import mirror
 from espalier.cli.common import (
     JsonFlag,
     connect,
@@ -32,6 +33,8 @@ ParentFlag = Annotated[
     list[str] | None, typer.Option("--parent", help="What it was made from: a reference.")
 ]
 _DEFAULT_PROJECT = "team"
+#: What the public hub has too, as it calls them.
+HUB_KINDS = {ArtifactKind.DATASET: "datasets", ArtifactKind.MODEL: "models"}
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +46,8 @@ def register(app: typer.Typer) -> None:
         group = typer.Typer(help=help_text, no_args_is_help=True, rich_markup_mode=None)
         group.callback()(_group)
         group.command("push")(command)
+        if kind in HUB_KINDS:
+            mirror.register(group, HUB_KINDS[kind])
         app.add_typer(group, name=kind.value)
     app.command("artifacts")(artifacts)
     app.command("pull")(pull)

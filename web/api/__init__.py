@@ -12,7 +12,9 @@ from web.api import (
     aliases,
     artifacts,
     compare,
+    estimate,
     jobs,
+    mirror,
     people,
     projects,
     retiring,
@@ -33,7 +35,8 @@ def register(app: Flask) -> Blueprint:
     blueprint.before_request(auth.require_token)
     routes = Routes(blueprint, clean=refuse_unstorable)
     for part in (
-        jobs, artifacts, aliases, retiring, compare, workers, people, projects, webhooks,
+        jobs, estimate, artifacts, aliases, retiring, compare, workers, people, projects, webhooks,
+        mirror,
     ):  # fmt: skip
         part.add(routes)
     add_transfer(routes, owner=_owner, readable=_readable, held=_held)

@@ -2,106 +2,140 @@
 
 ``blobs/<etag>`` are whole and verified files, ``<etag>.part`` those under way;
 ``said/<kind>/<org>--<name>/<digest of the question>.json`` are the hub's own answers, so that
-what was asked for once can be asked for again while the hub is away.
+what was asked for once can be asked for again while the hub is away. What somebody fetched with a
+token of their own is a closed space: answers in ``<org>--<name>@closed``, bytes in
+``blobs/<etag>.<digest of the repository>``, shared with no other repository.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.errors import InvalidInput, StorageFull
+from espalier.errors import InvalidInput
 from espalier.ids import new_id
+from espalier.refs import check_name
 
-_ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
+CLOSED = "@closed"
+PART = ".part"
+_KEY = re.compile(r"(?:[0-9a-f]{64}|[0-9a-f]{40})(?:\.[0-9a-f]{16})?")
 _REPO = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,95}")
 
 
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Where a repository's things lie; a closed one is seen by those who proved their right."""
+
+    kind: str  # models, datasets
+    repo: str
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        org, _, name = self.repo.partition("/")
+        sound = _REPO.fullmatch(org) and _REPO.fullmatch(name) and "--" not in self.repo
+        if not sound or self.kind not in ("models", "datasets"):
+            raise InvalidInput(f"{self.repo!r:.200} is no repository: it is called org/name.")
+
+    @property
+    def folder(self) -> str:
+        return f"{self.kind}/{self.repo.replace('/', '--')}{CLOSED if self.closed else ''}"
+
+    def key(self, etag: str) -> str:
+        """Return what bytes are called on the disk. Raises InvalidInput: ETags are digests."""
+        key = etag
+        if self.closed:
+            whose = hashlib.sha256(f"{self.kind}/{self.repo}".encode()).hexdigest()
+            key = f"{etag}.{whose[:16]}"
+        if not _KEY.fullmatch(key):
+            raise InvalidInput(
+                f"{self.repo}: {etag!r:.100} is no digest, so that what comes under this ETag"
+                " could not be verified."
+            )
+        return key
+
+
 class Shelf:
-    """A directory. ``needed`` returns the (kind, repo) that jobs are waiting for."""
+    """A directory of this process, and of others on the same machine."""
 
-    def __init__(
-        self, root: Path, budget: int, needed: Callable[[], Collection[tuple[str, str]]]
-    ) -> None:
-        self._blobs = root / "blobs"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.blobs = root / "blobs"
         self._said = root / "said"
-        self._budget = budget
-        self._needed = needed
-        self._blobs.mkdir(parents=True, exist_ok=True)
+        self.blobs.mkdir(parents=True, exist_ok=True)
 
-    def blob(self, etag: str) -> Path:
-        """Return where the bytes of ``etag`` lie or will lie. Raises InvalidInput."""
-        if not _ETAG.fullmatch(etag):
-            raise InvalidInput(f"{etag!r:.200} is no ETag that a file could be called by.")
-        return self._blobs / etag
+    def blob(self, key: str) -> Path:
+        """Return where the bytes of ``key`` lie or will lie."""
+        if not _KEY.fullmatch(key):
+            raise InvalidInput(f"{key!r:.100} is the name of no bytes.")
+        return self.blobs / key
 
-    def has(self, etag: str) -> bool:
-        """Say whether the whole file is here; asking keeps it from being thrown out next."""
-        path = self.blob(etag)
+    def have(self, key: str, size: int) -> int:
+        """Return how many of the file's bytes are here, whole or not."""
+        path = self.blob(key)
+        if path.exists():
+            return size
         try:
-            os.utime(path)
+            return min(path.with_name(key + PART).stat().st_size, max(size - 1, 0))
         except FileNotFoundError:
-            return False
-        return True
+            return 0
 
-    def recall(self, kind: str, repo: str, question: str) -> dict[str, Any] | None:
-        """Return the answer to a question that was asked before."""
+    def recall(self, space: Space, question: str) -> dict[str, Any] | None:
+        """Return the answer to a question that was asked before; it counts as used now."""
+        path = self._path(space, question)
         try:
-            kept: dict[str, Any] = json.loads(self._path(kind, repo, question).read_bytes())
-        except (OSError, ValueError):
+            kept: dict[str, Any] = json.loads(path.read_bytes())
+            os.utime(path)
+        except (OSError, ValueError, RecursionError):
             return None
         return kept
 
-    def remember(self, kind: str, repo: str, question: str, answer: dict[str, Any]) -> None:
-        path = self._path(kind, repo, question)
+    def remember(self, space: Space, question: str, answer: dict[str, Any]) -> None:
+        """Keep an answer, all of it or nothing."""
+        path = self._path(space, question)
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{new_id()}.new")  # many may ask the same at once
-        fresh.write_text(json.dumps(answer), encoding="utf-8")
-        fresh.replace(path)
+        write_json(path, answer)
 
-    def make_room(self, size: int) -> None:
-        """Throw out files, the longest unused first, until ``size`` bytes fit the budget.
+    def spaces(self) -> Iterator[Space]:
+        """Yield every repository that something was said of."""
+        for kind in ("models", "datasets"):
+            for path in sorted((self._said / kind).glob("*--*")):
+                name = path.name.removesuffix(CLOSED).replace("--", "/", 1)
+                with suppress(InvalidInput):
+                    yield Space(kind, name, path.name.endswith(CLOSED))
 
-        What a waiting or running job needs is kept. Raises StorageFull when that is not enough.
-        """
-        files = sorted(
-            ((p.stat(), p) for p in self._blobs.iterdir() if p.suffix != ".part"),
-            key=lambda item: item[0].st_mtime,
-        )
-        held = sum(status.st_size for status, _ in files)
-        kept = self._kept() if held + size > self._budget else frozenset()
-        for status, path in files:
-            if held + size <= self._budget:
-                return
-            if path.name not in kept:
-                path.unlink(missing_ok=True)
-                held -= status.st_size
-        if held + size > self._budget:
-            raise StorageFull(
-                f"The mirror of the public hub may hold {self._budget:,} bytes; {held:,} are"
-                f" needed by jobs, and {size:,} more do not fit.",
-                hint="Raise ESPALIER_MIRROR_BYTES, or wait for the jobs that use it.",
-            )
+    def files_of(self, space: Space) -> dict[str, int]:
+        """Return the keys of all files that were told of a repository, with their sizes."""
+        found: dict[str, int] = {}
+        for path in self.folder(space).glob("*.json"):
+            with suppress(OSError, ValueError, RecursionError):
+                kept = json.loads(path.read_bytes())
+                if isinstance(kept.get("size"), int):
+                    found[space.key(str(kept.get("etag")))] = kept["size"]
+        return found
 
-    def _kept(self) -> frozenset[str]:
-        """Return the ETags of every file that was told of a needed repository."""
-        found: set[str] = set()
-        for kind, repo in self._needed():
-            for path in self._folder(kind, repo).glob("*.json"):
-                etag = json.loads(path.read_bytes()).get("etag")
-                if etag:
-                    found.add(etag)
-        return frozenset(found)
+    def folder(self, space: Space) -> Path:
+        return self._said / space.folder
 
-    def _folder(self, kind: str, repo: str) -> Path:
-        org, _, name = repo.partition("/")
-        if not (_REPO.fullmatch(org) and _REPO.fullmatch(name)):
-            raise InvalidInput(f"{repo!r:.200} is no repository: it is called org/name.")
-        return self._said / kind / f"{org}--{name}"
+    def grant(self, space: Space, reader: str) -> Path:
+        """Return the file that says since when a person (an id) may see a closed space."""
+        return self.folder(space) / f"{check_name(reader, 'reader')}.grant"
 
-    def _path(self, kind: str, repo: str, question: str) -> Path:
-        digest = hashlib.sha256(question.encode()).hexdigest()[:40]
-        return self._folder(kind, repo) / f"{digest}.json"
+    def forget(self, space: Space) -> None:
+        """Throw out what was said of a repository, and who may see it."""
+        shutil.rmtree(self.folder(space), ignore_errors=True)
+
+    def _path(self, space: Space, question: str) -> Path:
+        return self.folder(space) / f"{hashlib.sha256(question.encode()).hexdigest()[:40]}.json"
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document, all of it or nothing; many may write the same at once."""
+    fresh = path.with_name(f"{path.stem}.{new_id()}.new")
+    fresh.write_text(json.dumps(document), encoding="utf-8")
+    fresh.replace(path)
