@@ -100,6 +100,14 @@ class ProjectRequest(Frozen):
     ttl_days: int | None = Field(None, description="versions that nothing names go after this")
 
 
+class RoomRequest(Frozen):
+    """Blobs that somebody is about to upload."""
+
+    files: dict[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], Annotated[int, Field(ge=0)]] = (
+        Field(max_length=10_000, description="sha256 → bytes")
+    )
+
+
 class WebhookRequest(Frozen):
     url: str = Field(max_length=2000, description="http:// or https://")
     events: tuple[Annotated[str, Field(max_length=48)], ...] = Field(

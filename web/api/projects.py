@@ -1,10 +1,10 @@
 """``/api/v1``: projects."""
 
 from espalier.errors import InvalidInput
-from scheduler import access, projects
+from scheduler import access, projects, quota
 from scheduler.queries import Document
 from scheduler.queries.projects import list_projects
-from web.api.asked import ProjectRequest
+from web.api.asked import ProjectRequest, RoomRequest
 from web.api.models import ProjectAnswer, ProjectsAnswer
 from web.auth import actor
 from web.routes import Routes
@@ -40,3 +40,12 @@ def add(routes: Routes) -> None:
                 projects.set_ttl(session, actor(), project, body.ttl_days)
             session.flush()
             return list_projects(session, actor(), name)[0]
+
+    @routes.route("POST", "/projects/<name>/room", status=204)
+    def check_room(name: str, body: RoomRequest) -> None:
+        """Say whether a project's quota has room for blobs, before they are uploaded; else 507.
+
+        What the project holds already costs nothing. Publishing asks again.
+        """
+        with services().database.reading() as session:
+            quota.check(session, access.project_for(session, actor(), name), body.files)

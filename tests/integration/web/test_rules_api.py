@@ -107,6 +107,10 @@ def test_a_full_project_takes_no_more(filled: Site, tmp_path: Path) -> None:
     assert (refused.status_code, refused.json["code"]) == (507, "quota_exceeded")
     assert f"team uses {used} bytes of its quota of {used + 10} bytes" in refused.json["detail"]
     assert ada.get("/artifacts/team/more").status_code == 404
+    room = "/projects/team/room"
+    assert ada.post(room, {"files": {"a" * 64: 10}}).status_code == 204
+    assert ada.post(room, {"files": {"a" * 64: 11}}).json["code"] == "quota_exceeded"
+    assert filled.eve.post(room, {"files": {}}).status_code == 404
     again = ada.publish(tmp_path / "y", "team/again", "adapter", adapter(0))
     assert again.status_code == 201, "what the project holds already costs nothing"
     admin.send("PATCH", "/projects/team", json={"quota_bytes": used})
