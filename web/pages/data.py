@@ -17,8 +17,8 @@ from espalier.splits import SPLITS
 from espalier.states import ArtifactKind
 from scheduler import datasets, registry
 from scheduler.blobs import Blobs
+from scheduler.judging import reader
 from scheduler.models import Version
-from scheduler.publishing import reader
 from scheduler.queries import Document, browse
 from scheduler.queries.artifacts import find_artifact
 from scheduler.queries.browse import Filters
