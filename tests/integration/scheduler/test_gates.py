@@ -4,6 +4,7 @@ Versions and measurements come about as they do for people: jobs are submitted, 
 reported on and finished.
 """
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +287,31 @@ def test_rolled_back_twice_it_goes_one_further_and_passes_over_what_was_deleted(
         aliases.remove_alias(session, lab.stack.actor, artifact, "production")
     lab.rollback()
     assert lab.at() == "v4", "what was removed comes back"
+
+
+def test_of_two_that_move_it_from_the_same_place_one_does(lab: Lab) -> None:
+    for seed in range(3):
+        lab.train(seed=seed)
+    lab.move("v1")
+    together, ended = threading.Barrier(2, timeout=60), []
+
+    def move(ref: str) -> None:
+        together.wait()
+        try:
+            with lab.stack.database.transaction() as session:
+                artifact = registry.find_artifact(session, "team", "tuned")
+                version = registry.resolve(session, ArtifactRef("team", "tuned", ref))
+                aliases.set_alias(
+                    session, lab.stack.actor, artifact, "production", version, expected="v1"
+                )
+            ended.append(ref)
+        except Conflict as error:
+            ended.append(error.code)
+
+    threads = [threading.Thread(target=move, args=(ref,)) for ref in ("v2", "v3")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(ended) in (["conflict", "v2"], ["conflict", "v3"])
+    assert lab.at() in ended

@@ -13,11 +13,12 @@ from sqlalchemy.orm import Session
 from espalier.messages import FileEntry
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import gc, registry, retiring
+from scheduler import aliases, gc, registry, retiring
 from scheduler.access import SYSTEM
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
 from scheduler.models import (
+    Artifact,
     Attempt,
     Blob,
     Checkpoint,
@@ -77,6 +78,9 @@ def age(database: Database, root: Path, by: timedelta = 30 * DAY) -> None:
         session.execute(
             update(Version).where(Version.deleted_at.is_not(None)).values(deleted_at=then)
         )
+        session.execute(
+            update(Artifact).where(Artifact.deleted_at.is_not(None)).values(deleted_at=then)
+        )
     for path in root.rglob("*"):
         os.utime(path, (then.timestamp(), then.timestamp()))
 
@@ -125,6 +129,44 @@ def test_a_deleted_version_keeps_its_place_and_loses_its_files(
         assert session.scalars(select(VersionFile.version_id)).all() != [old.id]
         assert publish(session, blobs, "gone", b"one").number == 1
     assert there(database, blobs, b"one")
+
+
+def test_a_deleted_artifact_is_collected_after_the_grace_and_its_name_begins_anew(
+    database: Database, blobs: Blobs, root: Path
+) -> None:
+    with database.transaction() as session:
+        old = publish(session, blobs, "gone", b"one")
+        publish(session, blobs, "stays", b"both")
+        publish(session, blobs, "gone", b"both")
+        aliases.set_alias(session, SYSTEM, old.artifact, "best", old)
+        retiring.delete_artifact(session, SYSTEM, old.artifact)
+    age(database, root, timedelta())
+    assert gc.collect(database, blobs, DAY).blobs == 0
+    age(database, root)
+    said = gc.forecast(database, DAY)
+    assert (said.blobs, said.bytes, said.projects) == (1, 3, {"team": 3})
+    found = gc.collect(database, blobs, DAY, dry_run=True)
+    assert (found.blobs, found.projects) == (1, {"team": 3})
+    assert there(database, blobs, b"one")
+    assert gc.collect(database, blobs, DAY).projects == {"team": 3}
+    assert not there(database, blobs, b"one")
+    assert there(database, blobs, b"both")
+    with database.transaction() as session:
+        assert publish(session, blobs, "gone", b"new").number == 3
+        assert registry.find_artifact(session, "team", "gone").aliases == []
+
+
+def test_what_a_name_points_at_is_never_taken(database: Database, blobs: Blobs, root: Path) -> None:
+    """Not even when a row says that it was deleted: deletion refuses, and this is the last line."""
+    with database.transaction() as session:
+        version = publish(session, blobs, "d", b"one")
+        aliases.set_alias(session, SYSTEM, version.artifact, "best", version)
+        version.deleted_at = now(session)
+    age(database, root)
+    assert gc.collect(database, blobs, DAY).blobs == 0
+    assert there(database, blobs, b"one")
+    with database.transaction() as session:
+        assert session.scalars(select(VersionFile.path)).all() == ["a"]
 
 
 @pytest.mark.parametrize(("state", "kept"), [("running", True), ("failed", False)])
