@@ -14,7 +14,7 @@ def locked(path: Path) -> Iterator[int]:
     Another that wants the same waits here, until the file is closed.
     """
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        fd = _open(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             # Whoever held the lock may have finished and moved the file away under its name.
@@ -23,3 +23,11 @@ def locked(path: Path) -> Iterator[int]:
                 return
         finally:
             os.close(fd)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # it was made read-only, and its process ended before it was moved
+        path.chmod(0o644)
+        return os.open(path, os.O_RDWR)

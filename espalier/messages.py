@@ -32,6 +32,15 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+#: Blobs of its cache that a worker tells the control plane of: the largest.
+MAX_HOLDINGS = 5000
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=0, lt=1 << 62)]
+#: Blobs in a worker's cache: sha256 → bytes.
+Holdings = dict[Sha256, Size]
+
+
 # --- Machines -----------------------------------------------------------------------------
 
 
@@ -59,7 +68,9 @@ class Hello(Message):
     """A worker process has started. ``boot_id`` is new at each start of the process.
 
     ``installation`` names the data directory it runs from: two of them at once under one name
-    are two machines with one token, and the second is refused.
+    are two machines with one token, and the second is refused. ``blobs`` are those in its cache,
+    all of them or the largest; None from a worker that does not tell. Where it serves them to
+    others on the LAN it says at which address, and a key of this process (espalier.tickets).
     """
 
     boot_id: str
@@ -67,6 +78,9 @@ class Hello(Message):
     slots: int = 1
     installation: str | None = None
     held: tuple[Held, ...] = ()
+    blobs: Holdings | None = None
+    shares_url: str | None = Field(None, max_length=200, pattern=r"^http://[!-~]+$")
+    shares_key: str | None = Field(None, min_length=32, max_length=64)
 
 
 class Welcome(Message):
@@ -86,9 +100,17 @@ class Welcome(Message):
 
 
 class Heartbeat(Message):
+    """``added`` and ``removed`` are what has changed in the cache since it was told last; what was
+
+    not answered is told again. ``blobs`` is now and then the whole of it, as in Hello.
+    """
+
     boot_id: str
     machine: Machine | None = None
     running: tuple[str, ...] = ()  # attempt ids this worker believes it holds
+    blobs: Holdings | None = None
+    added: Holdings = {}
+    removed: tuple[Sha256, ...] = ()
 
 
 class Order(Message):
@@ -130,6 +152,15 @@ class Input(Message):
     hub_revision: str | None = None
 
 
+class Source(Message):
+    """Another worker that holds a blob, and the ticket that it gives it out for."""
+
+    sha256: Sha256
+    url: str
+    ticket: str
+    name: str = ""
+
+
 class Checkpoint(Message):
     """Adapter + optimizer + RNG + data cursor at ``step``, from which another continues."""
 
@@ -145,7 +176,10 @@ class Claim(Message):
 
 
 class Assignment(Message):
-    """The answer to a claim: everything the attempt needs."""
+    """The answer to a claim: everything the attempt needs.
+
+    ``sources`` may be asked for blobs before the control plane is, in this order.
+    """
 
     attempt_id: str
     attempt_number: int
@@ -154,6 +188,7 @@ class Assignment(Message):
     spec: Spec
     inputs: tuple[Input, ...]
     resume: Checkpoint | None = None
+    sources: tuple[Source, ...] = ()
     lease_seconds: float
     report_seconds: float
 

@@ -93,17 +93,19 @@ class Transfer:
         *,
         limits: Limits | None = None,
         sync: Callable[[int], None] | None = None,
+        mode: int | None = None,
         rounds: int = 2,
     ) -> None:
         """``limits`` are those of the process unless given.
 
-        ``sync`` waits until an open file (its descriptor) is on the disk itself; with it a
-        download gets its name only then. ``rounds``: times that wrong bytes are fetched.
+        ``sync`` waits until an open file (its descriptor) is on the disk itself. A verified
+        download gets its name only after that, and the permissions ``mode`` before. ``rounds``:
+        times that wrong bytes are fetched.
         """
         self._client = client
         self._prefix = prefix
         self._limits = limits or of_process()
-        self._sync = sync
+        self._sync, self._mode = sync, mode
         self._rounds = rounds
         self._slots = threading.BoundedSemaphore(PARALLEL)
 
@@ -261,6 +263,8 @@ class Transfer:
             self._fill(part, path, entry, progress)
             if self._sync:
                 self._sync(fd)
+            if self._mode is not None:
+                os.fchmod(fd, self._mode)
             path.replace(target)
             forget(path)
 

@@ -17,14 +17,15 @@ from espalier.messages import (
     Finished,
     Input,
     OutputManifest,
+    Source,
 )
 from espalier.settings import settings
 from espalier.specs import SPECS, Spec, parse
 from espalier.states import ArtifactKind, AttemptState, JobState, Kind
-from scheduler import jobs, models, registry
+from scheduler import fleet, holdings, jobs, models, registry
 from scheduler.blobrows import Digests
 from scheduler.blobs import Blobs
-from scheduler.db import Database
+from scheduler.db import Database, now
 from scheduler.models import Attempt, Job, JobInput, Version, Worker
 
 
@@ -45,17 +46,33 @@ def claim(session: Session, worker: Worker, attempt_id: str, message: Claim) -> 
     resume = _resume(session, attempt.job)
     if jobs.take(session, worker, attempt, message.boot_id):
         attempt.resumed_from_step = resume.step if resume else None
+    inputs = tuple(_input(session, i) for i in attempt.job.inputs)
     return Assignment(
         attempt_id=attempt.id,
         attempt_number=attempt.number,
         job_id=attempt.job_id,
         kind=Kind(attempt.job.kind),
         spec=_spec(attempt.job),
-        inputs=tuple(_input(session, i) for i in attempt.job.inputs),
+        inputs=inputs,
         resume=resume,
+        sources=_sources(session, worker, attempt, inputs, resume),
         lease_seconds=settings().lease_seconds,
         report_seconds=settings().report_seconds,
     )
+
+
+def _sources(
+    session: Session,
+    worker: Worker,
+    attempt: Attempt,
+    inputs: tuple[Input, ...],
+    resume: Checkpoint | None,
+) -> tuple[Source, ...]:
+    """Return which siblings hold what the attempt needs and its worker lacks."""
+    files = [file for item in inputs for file in item.files]
+    files += resume.files if resume else ()
+    away = fleet.away_after(settings())
+    return holdings.sources(session, worker, files, now(session), away, attempt.id)
 
 
 def _spec(job: Job) -> Spec:
@@ -206,7 +223,7 @@ def _publish(session: Session, blobs: Blobs, attempt: Attempt, output: OutputMan
 
 
 def _provenance(attempt: Attempt) -> dict[str, object]:
-    machine = attempt.worker.machine
+    machine = attempt.machine or attempt.worker.machine
     return {
         "name": attempt.worker.name,
         "chip": machine.get("chip"),

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from espalier.settings import Settings
 from espalier.states import ATTEMPT_LIVE, MACHINE_FAULTS, AttemptState, JobState
-from scheduler import fleet, retries
+from scheduler import fleet, holdings, retries
 from scheduler.models import Attempt, Job, Project, Worker
 from scheduler.placement import Candidate, Capacity, Running
 
@@ -97,7 +97,11 @@ def candidates(
         .subquery()
     )
     rows = session.execute(select(ready).where(ready.c.rank <= slots)).all()
-    avoid = _avoid(session, [row.id for row in rows])
+    job_ids = [row.id for row in rows]
+    avoid = _avoid(session, job_ids)
+    free = [w.worker_id for w in workers if w.free > 0]
+    inputs = holdings.inputs_of(session, job_ids, free)
+    unknown = holdings.Inputs()
     return [
         Candidate(
             row.id,
@@ -105,6 +109,8 @@ def candidates(
             row.queued_at,
             frozenset(avoid.get(row.id, ())),
             row.min_memory_bytes or 0,
+            inputs.get(row.id, unknown).size,
+            inputs.get(row.id, unknown).held,
         )
         for row in rows
     ]

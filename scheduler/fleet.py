@@ -12,7 +12,7 @@ from espalier.queue import queue_for
 from espalier.refs import check_name
 from espalier.settings import Settings
 from espalier.states import ATTEMPT_LIVE, AttemptState, Reason
-from scheduler import access, ingest, jobs
+from scheduler import access, holdings, ingest, jobs
 from scheduler.access import Actor
 from scheduler.db import now
 from scheduler.events import record
@@ -52,6 +52,10 @@ def hello(session: Session, worker: Worker, message: Hello, config: Settings) ->
         _recover(session, worker, attempts, held if same else {})
     worker.machine = message.machine.model_dump(mode="json")
     worker.slots, worker.seen_at, worker.unclaimed = message.slots, moment, 0
+    shares = message.shares_url is not None and message.shares_key is not None
+    worker.shares_url = message.shares_url if shares else None
+    worker.shares_key = message.shares_key if shares else None
+    holdings.replace(session, worker, message.blobs)
     return Welcome(
         worker_id=worker.id,
         name=worker.name,
@@ -162,6 +166,11 @@ def heartbeat(session: Session, worker: Worker, message: Heartbeat, config: Sett
     """An idle worker is alive; one that holds attempts hears orders here as well."""
     if worker.boot_id != message.boot_id:
         raise Conflict(f"{worker.name} was started elsewhere since: this process must stop.")
+    if message.blobs is not None or message.added or message.removed:
+        session.refresh(worker, with_for_update=True)  # the same may be told twice at once
+        if message.blobs is not None:
+            holdings.replace(session, worker, message.blobs)
+        holdings.change(session, worker, message.added, message.removed)
     worker.seen_at = now(session)
     if message.machine is not None:
         worker.machine = message.machine.model_dump(mode="json")

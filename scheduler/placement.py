@@ -2,19 +2,24 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A queued job. ``avoid`` are workers that failed it before: they get it last."""
+    """A queued job. ``avoid`` are workers that failed it before: they get it last.
+
+    ``held`` is worker → bytes of the job's inputs, of ``input_bytes`` in all, that lie there.
+    """
 
     job_id: str
     priority: int
     queued_at: datetime
     avoid: frozenset[str] = frozenset()
     min_memory_bytes: int = 0
+    input_bytes: int = 0
+    held: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +34,18 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
+    """``have`` of the ``need`` bytes of the job's inputs lie at the worker already."""
+
     job_id: str
     worker_id: str
+    have: int = 0
+    need: int = 0
+
+    def told(self, worker: str) -> str:
+        """Say for people where the job went, and why there."""
+        if not self.have:
+            return f"Placed on {worker}."
+        return f"Placed on {worker}: has {_of(self.have, self.need)} of its inputs."
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +67,24 @@ class Victim:
     job_id: str
 
 
+def _of(have: int, need: int) -> str:
+    """Return ``4.1 of 4.3 GB``, in powers of ten."""
+    power, unit = next(
+        (item for item in ((9, "GB"), (6, "MB"), (3, "kB")) if need >= 10 ** item[0]), (0, "B")
+    )
+    digits = 1 if power else 0
+    return f"{have / 10**power:.{digits}f} of {need / 10**power:.{digits}f} {unit}"
+
+
 # --- Free slots ---------------------------------------------------------------------------
 
 
 def place(jobs: Iterable[Candidate], workers: Sequence[Capacity]) -> list[Placement]:
-    """Assign jobs to free slots: priority, then age, each to the worker with most slots free.
+    """Assign jobs to free slots: priority, then age, each to the worker that has to fetch least.
 
     First fit: a job that fits nowhere never holds back one that does. Ties go to the worker with
-    less memory, which keeps the big ones for those that need them, then by name, so that the same
-    queue on the same workers gives the same assignments.
+    most slots free, then to the one with less memory, which keeps the big ones for those that need
+    them, then by name, so that the same queue on the same workers gives the same assignments.
     """
     slots = _Slots(workers)
     placements: list[Placement] = []
@@ -69,13 +93,18 @@ def place(jobs: Iterable[Candidate], workers: Sequence[Capacity]) -> list[Placem
             break
         worker_id = slots.take(job)
         if worker_id:
-            placements.append(Placement(job.job_id, worker_id))
+            have = min(job.held.get(worker_id, 0), job.input_bytes)
+            placements.append(Placement(job.job_id, worker_id, have, job.input_bytes))
     return placements
 
 
 def _order(job: Candidate) -> tuple[int, datetime, str]:
     return (-job.priority, job.queued_at, job.job_id)
 
+
+#: Bytes that a LAN moves in a moment: inputs are compared in steps of so many, and a worker that
+#: holds less than one is as good as any other.
+STEP = 16 << 20
 
 #: Most slots free first, then less memory, then name; the last is the worker's index.
 _Key = tuple[int, int, str, int]
@@ -107,6 +136,9 @@ class _Slots:
     def take(self, job: Candidate) -> str | None:
         """Give the job a slot; return its worker, None when it fits nowhere."""
         first = bisect_left(self._memory, job.min_memory_bytes)
+        near = self._nearest(job, first)
+        if near is not None:
+            return self._give(near)
         avoided = [self._index[w] for w in job.avoid if w in self._index]
         for n in avoided:
             self._set(n, _NONE)
@@ -117,7 +149,20 @@ class _Slots:
             found = self._best(first)
         if found is _NONE:
             return None
-        n = found[3]
+        return self._give(found[3])
+
+    def _nearest(self, job: Candidate, first: int) -> int | None:
+        """Return the worker from ``first`` on that holds most of the job's inputs, if any does."""
+        best: tuple[int, _Key] | None = None
+        for worker_id, held in job.held.items():
+            n = self._index.get(worker_id, -1)
+            if n < first or held < STEP or self._free[n] <= 0 or worker_id in job.avoid:
+                continue
+            key = (-(held // STEP), self._key(n))
+            best = key if best is None else min(best, key)
+        return None if best is None else best[1][3]
+
+    def _give(self, n: int) -> str:
         self._free[n] -= 1
         self._set(n, self._key(n))
         return self._workers[n].worker_id

@@ -17,6 +17,7 @@ from espalier.vetting import vet_folder
 from worker.cache import BlobCache
 from worker.control import patiently
 from worker.disk import is_full
+from worker.siblings import Siblings
 from worker.stop import Stop
 
 log = logging.getLogger("worker")
@@ -54,26 +55,33 @@ class Inputs:
         """
         files = [entry for item in assignment.inputs for entry in item.files]
         self._cache.make_room(files + list(assignment.resume.files if assignment.resume else ()))
+        siblings = Siblings(assignment.sources)
         found: dict[str, Path] = {}
         for item in assignment.inputs:
             if item.hub_repo:
                 found[item.role] = self._from_hub(item, item.hub_repo, stop)
             else:
                 target = directory / "inputs" / check_name(item.role, "role")
-                found[item.role] = self._lay_out(item.files, target, stop, progress)
+                found[item.role] = self._lay_out(item.files, target, stop, progress, siblings)
         resume = None
         if assignment.resume:
             target = directory / "checkpoint"
-            resume = self._lay_out(assignment.resume.files, target, stop, progress)
+            files_there = assignment.resume.files
+            resume = self._lay_out(files_there, target, stop, progress, siblings)
         for folder in (*found.values(), resume):
             if folder:
                 vet_folder(folder)
         return Fetched(found, resume)
 
     def _lay_out(
-        self, files: Iterable[FileEntry], target: Path, stop: Stop, progress: Progress
+        self,
+        files: Iterable[FileEntry],
+        target: Path,
+        stop: Stop,
+        progress: Progress,
+        siblings: Siblings,
     ) -> Path:
-        lay_out = partial(self._cache.lay_out, files, target, progress)
+        lay_out = partial(self._cache.lay_out, files, target, progress, siblings)
         patiently(lay_out, f"Fetching {target.name}", stop.wait)
         return target
 

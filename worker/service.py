@@ -25,14 +25,16 @@ from espalier.queue import make_app
 from espalier.refs import check_name
 from espalier.settings import Settings
 from espalier.transfer import Transfer
-from worker.cache import BlobCache
+from worker.cache import TRUSTED, BlobCache
 from worker.control import PREFIX, Control, patiently
 from worker.disk import sync, sync_path, write_whole
+from worker.holdings import Holdings
 from worker.inputs import Inputs
 from worker.ledger import Ledger
 from worker.machine import describe
 from worker.runner import Runner
 from worker.salvage import leftovers
+from worker.sharing import Sharing
 from worker.stop import Why
 from worker.tasks import register
 from worker.tools import Tools
@@ -55,6 +57,8 @@ REFUSED_SECONDS = 30.0
 _DIRECTORY = "directory"
 #: Heartbeats between two looks at disk and battery.
 _MACHINE_EVERY = 12
+#: Heartbeats between two tellings of all that lies in the cache.
+_WHOLE_EVERY = 720
 
 
 class Service:
@@ -77,6 +81,15 @@ class Service:
         self._identity = hashlib.sha256(token.encode()).hexdigest()[:16]
         self._client = Client(settings.url, token, backoff=BACKOFF, read_timeout=READ_TIMEOUT)
         self._control = Control(self._client, new_id())
+        self._transfer = Transfer(self._client, PREFIX, sync=sync, mode=TRUSTED)
+        self._cache = BlobCache(
+            settings.home / "cache" / "blobs",
+            settings.cache_bytes,
+            self._transfer,
+            settings.disk_reserve_bytes,
+        )
+        self._holdings = Holdings(self._cache)
+        self._sharing: Sharing | None = None
         self._runner: Runner | None = None
         self._terms = 0
         self._status = 0
@@ -93,6 +106,7 @@ class Service:
                 locks.enter_context(_alone(known))
             left = leftovers(known / "attempts") if known else []
             machine = self._describe()
+            self._share(locks)
             welcome = self._hello(machine, left)
             log.info("this is worker %s (%s)", welcome.name, welcome.worker_id)
             directory = known or home / f"worker-{check_name(welcome.name)}"
@@ -143,6 +157,19 @@ class Service:
             log.warning("not ended in %.0f s: leaving all the same", seconds)
             os._exit(1)
 
+    def _share(self, locks: ExitStack) -> None:
+        """Serve the cache to siblings, where the owner wants it; a worker works without."""
+        if not self._settings.share_blobs:
+            return
+        try:
+            self._sharing = Sharing(self._cache, self._settings.share_blobs)
+        except (EspalierError, OSError) as error:
+            log.error("blobs are not shared: %s: %s", self._settings.share_blobs, error)
+            return
+        self._sharing.start()
+        locks.callback(self._sharing.close)
+        log.info("blobs are shared at %s", self._sharing.url)
+
     def _describe(self) -> Machine:
         return describe(self._settings.home, self._settings.memory_limit_bytes)
 
@@ -158,27 +185,30 @@ class Service:
                 for ledger in left
                 for boot in ledger.ask(boot_id)
             ),
+            blobs=self._holdings.whole(),
+            shares_url=self._sharing.url if self._sharing else None,
+            shares_key=self._sharing.key if self._sharing else None,
         )
         until = time.monotonic() + REFUSED_SECONDS
         while True:
             try:
-                return patiently(lambda: self._control.hello(hello), "Hello", time.sleep)
+                welcome = patiently(lambda: self._control.hello(hello), "Hello", time.sleep)
             except Conflict as error:  # another machine has this name, or had it a moment ago
                 if time.monotonic() > until:
                     raise
                 log.warning("not welcome yet: %s", error.detail)
                 time.sleep(REFUSED_SECONDS / 10)
+            else:
+                self._holdings.heard()
+                return welcome
 
     def _tools(self, welcome: Welcome, machine: Machine) -> Tools:
-        home = self._settings.home / "cache"
-        transfer = Transfer(self._client, PREFIX, sync=sync)
-        reserve = self._settings.disk_reserve_bytes
-        cache = BlobCache(home / "blobs", self._settings.cache_bytes, transfer, reserve)
+        hub = self._settings.home / "cache" / "hub"
         token = self._settings.token.get_secret_value() if self._settings.token else ""
         return Tools(
             control=self._control,
-            transfer=transfer,
-            inputs=Inputs(cache, home / "hub", self._settings.url, token),
+            transfer=self._transfer,
+            inputs=Inputs(self._cache, hub, self._settings.url, token),
             memory_limit=machine.memory_limit,
             cancel_grace_seconds=self._settings.cancel_grace_seconds,
             engine=self._engine,
@@ -230,16 +260,24 @@ class Service:
         threading.Thread(target=work, name="stop", daemon=True).start()
 
     def _beat(self, runner: Runner, seconds: float) -> None:
-        """Send heartbeats while idle; reports are the heartbeats of a busy worker."""
+        """Send heartbeats while idle; reports are the heartbeats of a busy worker.
+
+        A busy one sends them too when something in its cache has changed.
+        """
         count = 0
         while not self._ended.wait(seconds):
-            if runner.running():
+            if runner.running() and not self._holdings.has_changed():
                 continue
             count += 1
             machine = None if count % _MACHINE_EVERY else self._describe()
-            beat = Heartbeat(boot_id=self._control.boot_id, machine=machine)
+            beat = Heartbeat(
+                boot_id=self._control.boot_id, machine=machine, running=runner.running()
+            )
+            if (whole := count % _WHOLE_EVERY == 0) or self._holdings.has_changed():
+                beat = self._holdings.tell(beat, whole=whole)
             try:
                 orders = self._control.heartbeat(beat)
+                self._holdings.heard()
             except (Unauthorized, Forbidden, Conflict) as error:
                 log.error("this worker is not welcome any more: %s", error.detail)
                 self._status = 1

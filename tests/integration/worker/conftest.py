@@ -12,7 +12,7 @@ from espalier.specs import TrainSpec
 from espalier.states import ArtifactKind, Kind
 from espalier.transfer import Transfer
 from tests.integration.worker.fake_control import TOKEN, Attempt, FakeControl
-from worker.cache import BlobCache
+from worker.cache import TRUSTED, BlobCache
 from worker.control import PREFIX, Control
 from worker.disk import sync
 from worker.inputs import Inputs
@@ -40,7 +40,7 @@ def client(control: FakeControl) -> Iterator[Client]:
 
 @pytest.fixture
 def transfer(client: Client) -> Transfer:
-    return Transfer(client, PREFIX, sync=sync)
+    return Transfer(client, PREFIX, sync=sync, mode=TRUSTED)
 
 
 @pytest.fixture

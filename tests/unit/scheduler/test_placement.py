@@ -1,11 +1,21 @@
 """Placement is pure: the same queue on the same workers gives the same assignments."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.placement import Candidate, Capacity, Placement, Running, Victim, place, victims
+from scheduler.placement import (
+    STEP,
+    Candidate,
+    Capacity,
+    Placement,
+    Running,
+    Victim,
+    place,
+    victims,
+)
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -56,6 +66,46 @@ def test_big_workers_are_kept_for_those_that_need_them() -> None:
     assert place(jobs, workers) == [Placement("first", "b"), Placement("second", "a")]
 
 
+def _near(name: str, held: dict[str, int], need: int = 10 * STEP, **more: Any) -> Candidate:
+    return Candidate(name, 0, START, input_bytes=need, held=held, **more)
+
+
+def test_a_job_goes_where_most_of_its_inputs_are() -> None:
+    workers = [Capacity("a", "a", 9), Capacity("b", "b", 1), Capacity("c", "c", 1)]
+    job = _near("1", {"b": 8 * STEP, "c": 5 * STEP})
+    assert place([job], workers) == [Placement("1", "b", 8 * STEP, 10 * STEP)]
+
+
+def test_memory_goes_before_nearness() -> None:
+    workers = [Capacity("a", "a", 1, 64), Capacity("b", "b", 1, 16)]
+    job = _near("1", {"b": 10 * STEP}, min_memory_bytes=32)
+    assert place([job], workers) == [Placement("1", "a", 0, 10 * STEP)]
+
+
+def test_the_worker_that_lost_a_job_gets_it_last_however_near() -> None:
+    workers = [Capacity("a", "a", 1), Capacity("b", "b", 1)]
+    job = _near("1", {"a": 10 * STEP}, avoid=frozenset({"a"}))
+    assert place([job], workers) == [Placement("1", "b", 0, 10 * STEP)]
+
+
+def test_what_travels_in_a_moment_draws_no_job_to_a_big_worker() -> None:
+    workers = [Capacity("a", "a", 1, 64), Capacity("b", "b", 1, 16)]
+    assert place([_near("1", {"a": STEP - 1})], workers)[0].worker_id == "b"
+
+
+def test_a_full_worker_is_nobodys_however_near() -> None:
+    workers = [Capacity("a", "a", 1), Capacity("b", "b", 1)]
+    jobs = [_near(name, {"a": 10 * STEP}) for name in ("1", "2")]
+    assert [p.worker_id for p in place(jobs, workers)] == ["a", "b"]
+
+
+def test_a_placement_says_why() -> None:
+    told = Placement("1", "w", 4_100_000_000, 4_300_000_000).told("studio-2")
+    assert told == "Placed on studio-2: has 4.1 of 4.3 GB of its inputs."
+    assert Placement("1", "w", 12, 900).told("m") == "Placed on m: has 12 of 900 B of its inputs."
+    assert Placement("1", "w", 0, 900).told("m") == "Placed on m."
+
+
 _jobs = st.lists(
     st.builds(
         Candidate,
@@ -64,6 +114,8 @@ _jobs = st.lists(
         st.integers(0, 50).map(lambda s: START + timedelta(seconds=s)),
         st.frozensets(st.sampled_from("abc")),
         st.integers(0, 4),
+        st.just(4 * STEP),
+        st.dictionaries(st.sampled_from("abcde"), st.integers(0, 4 * STEP), max_size=3),
     ),
     max_size=20,
     unique_by=lambda j: j.job_id,
@@ -93,13 +145,16 @@ def _plainly(jobs: list[Candidate], workers: list[Capacity]) -> list[Placement]:
                 fitting,
                 key=lambda w: (
                     w.worker_id in job.avoid,
+                    # Among those that failed it, nearness is not worth a look.
+                    -(0 if w.worker_id in job.avoid else job.held.get(w.worker_id, 0) // STEP),
                     -free[w.worker_id],
                     w.memory_bytes,
                     w.name,
                 ),
             )
             free[best.worker_id] -= 1
-            found.append(Placement(job.job_id, best.worker_id))
+            have = job.held.get(best.worker_id, 0)
+            found.append(Placement(job.job_id, best.worker_id, have, job.input_bytes))
     return found
 
 
