@@ -71,7 +71,9 @@ def run_espalier(directory: Path, model: Path, data: Path, spec: dict[str, Any])
     task = EngineTask(
         attempt_id="benchmark",
         kind=Kind.TRAIN,
-        spec=TrainSpec.model_validate(spec | {"model": "team/model", "data": "team/data"}),
+        spec=TrainSpec.model_validate(
+            spec | {"model": "team/model", "data": "team/data", "order": "mlx-lm"}
+        ),
         inputs={"model": str(model), "data": str(data)},
         output_dir=str(directory / "output"),
         scratch_dir=str(directory / "scratch"),

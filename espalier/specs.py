@@ -85,6 +85,10 @@ class LrSchedule(Frozen):
     warmup_init: float = Field(0.0, ge=0.0)
 
 
+Order = Annotated[
+    Literal["shuffled", "bucketed", "mlx-lm"],
+    Field(description="rows by (seed, epoch); of like length together; or as mlx_lm.lora draws"),
+]
 Optimizer = Literal["adam", "adamw", "muon", "sgd", "adafactor"]
 #: Rows of a batch that are computed together. It need not divide the batch: the last part is
 #: smaller. More than the batch is the whole batch.
@@ -122,6 +126,8 @@ class TrainSpec(Frozen):
     grad_checkpoint: bool = False
     grad_accumulation_steps: int = Field(1, ge=1, le=65_536)
     micro_batch_size: MicroBatch = None
+    order: Order = "shuffled"
+    packing: bool = Field(False, description="several rows a sequence, each seeing only itself")
     on_oom: OnOom = "adapt"
     clear_cache_threshold: int = Field(0, ge=0, description="bytes")
     lr_schedule: LrSchedule | None = None
@@ -137,6 +143,14 @@ class TrainSpec(Frozen):
     def _layers(self) -> "TrainSpec":
         if self.num_layers == 0:
             raise ValueError("num_layers is 0: no layer would be trained; use -1 for all")
+        return self
+
+    @model_validator(mode="after")
+    def _packs(self) -> "TrainSpec":
+        if self.packing and self.order != "shuffled":
+            raise ValueError(
+                f"packing fills sequences with shuffled rows: order {self.order} cannot be kept"
+            )
         return self
 
     def refs(self) -> dict[str, str]:

@@ -86,8 +86,7 @@ def _save_state(directory: Path, progress: Progress, batches: Batches) -> None:
     drawn = batches.state()
     arrays = {
         "mlx_rng": mx.random.state[0],
-        "numpy_rng": mx.array(drawn["keys"]),
-        "order": mx.array(drawn["order"].astype(np.int64)),
+        **{f"batches.{name}": mx.array(array) for name, array in drawn["arrays"].items()},
         "losses": progress.losses,
         "tokens": progress.tokens,
     }
@@ -98,8 +97,7 @@ def _save_state(directory: Path, progress: Progress, batches: Batches) -> None:
         "steps": progress.steps,
         "seconds": progress.seconds,
         "trained_tokens": progress.trained_tokens,
-        "numpy_rng": drawn["rng"],
-        "position": drawn["position"],
+        "batches": drawn["scalars"],
         "truncated": batches.truncated,
     }
     write_json(directory / "state.json", scalars)
@@ -124,14 +122,12 @@ def restore(
         ) from error
     high, low = arrays["mlx_rng"].tolist()
     mx.random.seed((high << 32) | low)
-    batches.restore(
-        {
-            "keys": np.array(arrays["numpy_rng"]),
-            "order": np.array(arrays["order"]),
-            "rng": scalars["numpy_rng"],
-            "position": scalars["position"],
-        }
-    )
+    drawn = {
+        name.removeprefix("batches."): np.array(array)
+        for name, array in arrays.items()
+        if name.startswith("batches.")
+    }
+    batches.restore({"arrays": drawn, "scalars": scalars["batches"]})
     batches.truncated = scalars["truncated"]
     for path in directory.glob("*_adapters.safetensors"):
         shutil.copyfile(path, adapter / path.name)

@@ -157,8 +157,8 @@ class Rows:
         return row
 
 
-def split(rows: list[Row], size: int | None) -> list[list[Row]]:
-    """Cut a batch into parts of ``size`` rows, in its order; the last may be smaller."""
+def split(rows: list[Any], size: int | None) -> list[list[Any]]:
+    """Cut a batch into parts of ``size`` rows (or packs), in its order; the last may be smaller."""
     size = size or len(rows)
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
@@ -219,21 +219,27 @@ class Batches:
             self.truncated = max(self.truncated, len(tokens))
         return tokens[:limit], offset
 
+    def validating(self) -> "Batches":
+        """Return what a validation draws from: as in mlx-lm, from the same generator."""
+        return self
+
     def state(self) -> dict[str, Any]:
-        """Return what ``restore`` needs: two integer arrays and three scalars."""
+        """Return what ``restore`` needs: arrays of integers, and scalars."""
         _, keys, position, has_gauss, gauss = self.rng.get_state()
         return {
-            "keys": keys,
-            "order": self.order,
-            "rng": [int(position), int(has_gauss), float(gauss)],
-            "position": self.position,
+            "arrays": {"keys": keys, "order": self.order.astype(np.int64)},
+            "scalars": {
+                "rng": [int(position), int(has_gauss), float(gauss)],
+                "position": self.position,
+            },
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        position, has_gauss, gauss = state["rng"]
-        self.rng.set_state(("MT19937", state["keys"], position, has_gauss, gauss))
-        self.order = state["order"]
-        self.position = state["position"]
+        arrays, scalars = state["arrays"], state["scalars"]
+        position, has_gauss, gauss = scalars["rng"]
+        self.rng.set_state(("MT19937", arrays["keys"], position, has_gauss, gauss))
+        self.order = arrays["order"]
+        self.position = scalars["position"]
 
 
 def _groups(dataset: Any, batch_size: int) -> list[list[int]]:

@@ -20,10 +20,10 @@ from espalier.states import Reason
 from worker.engine import checkpoints
 from worker.engine.adapters import adapter_name, save_adapter
 from worker.engine.checkpoints import Progress
-from worker.engine.data import Batches, Row, padded, split, target_tokens
+from worker.engine.data import Batches, split
 from worker.engine.measure import Limits, mean_loss
 from worker.engine.report import Cancelled, Fault, Job, log
-from worker.engine.step import Step, compile_step, grad_checkpoint
+from worker.engine.step import Step, compile_step, grad_checkpoint, shape_of
 
 
 class Loop:
@@ -47,6 +47,7 @@ class Loop:
         self.progress = progress
         self.adapter = adapter
         self._told_truncated = batches.truncated
+        self._shape = shape_of(spec)
         self._validation = replace(Limits.of(spec), batches=spec.val_batches)
 
     def run(self, train_set: Any, valid_set: Any | None) -> None:
@@ -55,8 +56,9 @@ class Loop:
         maybe_set_recommended_wired_limit()
         if spec.grad_checkpoint:
             grad_checkpoint(self.model.layers[0], spec.lora_parameters.dropout > 0)
-        parts = (spec.micro_batch_size or spec.batch_size) < spec.batch_size
-        step, state = compile_step(self.model, self.optimizer, spec.grad_accumulation_steps, parts)
+        step, state = compile_step(
+            self.model, self.optimizer, spec.grad_accumulation_steps, self._shape
+        )
         self.model.train()
         drawn = self.batches.rows(train_set, spec.batch_size, spec.max_seq_length, loop=True)
         self.job.report.phase("training")
@@ -74,18 +76,19 @@ class Loop:
             progress.steps += 1
             self._after_step()
 
-    def _take(self, step: Step, state: list[Any], rows: list[Row], update: bool) -> None:
+    def _take(self, step: Step, state: list[Any], rows: list[Any], update: bool) -> None:
         """Take one step over a batch, whole or part by part.
 
         A part is evaluated before the next is built, so that only its activations are in memory;
         gradient and loss of the batch are sums over its parts.
         """
         spec, progress = self.spec, self.progress
+        shape = self._shape
         parts = split(rows, spec.micro_batch_size)
-        total = mx.array(target_tokens(rows, spec.max_seq_length), mx.float32)
+        total = mx.array(shape.targets(rows, spec.max_seq_length), mx.float32)
         for number, part in enumerate(parts, 1):
-            batch = padded(part, spec.max_seq_length)
-            batch = (*batch, total) if len(parts) > 1 else batch
+            batch = tuple(shape.collate(part, spec.max_seq_length))
+            batch = (*batch, total) if shape.shared else batch
             loss, tokens, progress.gradients = step(
                 batch, progress.gradients, update and number == len(parts)
             )
@@ -121,7 +124,8 @@ class Loop:
             """Say that nothing hangs, though no step is done: on a GPU the CPU may rest."""
             self.job.report.progress(it - 1, self.spec.iters, "steps")
 
-        loss, _ = mean_loss(self.model, valid_set, self._validation, self.batches, alive)
+        drawn = self.batches.validating()
+        loss, _ = mean_loss(self.model, valid_set, self._validation, drawn, alive)
         self.model.train()
         log.info("step %d: validation loss %.4f", it - 1, loss)
         self._guard(loss, "validation ")

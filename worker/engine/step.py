@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,10 @@ from mlx.nn.utils import average_gradients
 from mlx.utils import tree_map
 from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.tuner.trainer import grad_checkpoint as _mlx_lm_checkpoint
+
+from espalier.specs import TrainSpec
+from worker.engine import packing
+from worker.engine.data import padded, target_tokens
 
 Step = Callable[[Any, Any, bool], tuple[Any, Any, Any]]
 
@@ -30,16 +35,43 @@ def part_loss(model: Any, tokens: Any, spans: Any, total: Any) -> tuple[Any, Any
     return losses.astype(mx.float32).sum() / total, mask.sum()
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a step computes a batch: its loss, and the arrays that the loss takes.
+
+    ``collate`` makes them of rows (or packs) and max_seq_length; ``targets`` counts the tokens of
+    a whole batch, which the loss takes as well where ``shared``: it is a part's share then.
+    """
+
+    loss: Callable[..., tuple[Any, Any]]
+    collate: Callable[[list[Any], int], tuple[Any, ...]]
+    targets: Callable[[list[Any], int], int]
+    shared: bool
+
+
+#: mlx-lm's own; a batch in parts; several rows a sequence.
+WHOLE = Shape(default_loss, padded, target_tokens, shared=False)
+IN_PARTS = Shape(part_loss, padded, target_tokens, shared=True)
+PACKED = Shape(packing.packed_loss, packing.collate, packing.targets, shared=True)
+
+
+def shape_of(spec: TrainSpec) -> Shape:
+    """Return how this spec's batches are computed."""
+    if spec.packing:
+        return PACKED
+    return IN_PARTS if (spec.micro_batch_size or spec.batch_size) < spec.batch_size else WHOLE
+
+
 def compile_step(
-    model: Any, optimizer: Any, accumulation: int, parts: bool = False
+    model: Any, optimizer: Any, accumulation: int, shape: Shape = WHOLE
 ) -> tuple[Step, list[Any]]:
     """Return mlx-lm's compiled training step, and the state that it changes.
 
-    ``step((tokens [B, T], spans [B, 2]), gradient or None, update)`` returns the batch's mean
-    loss, its target tokens and the gradient accumulated so far (None after an update). With
-    ``parts`` it takes a part of a batch and the batch's target tokens, as ``part_loss`` does.
+    ``step(arrays of the shape's loss, gradient or None, update)`` returns the batch's mean loss
+    (a part's share of it), its target tokens and the gradient accumulated so far (None after an
+    update).
     """
-    value_and_grad = nn.value_and_grad(model, part_loss if parts else default_loss)
+    value_and_grad = nn.value_and_grad(model, shape.loss)
     state = [model.state, optimizer.state, mx.random.state]
 
     @partial(mx.compile, inputs=state, outputs=state)

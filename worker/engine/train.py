@@ -11,11 +11,12 @@ from mlx_lm.utils import save_config
 
 from espalier.specs import TrainSpec
 from espalier.states import ArtifactKind
-from worker.engine import checkpoints, data
+from worker.engine import checkpoints, data, packing
 from worker.engine.adapters import load_adapter, save_adapter
 from worker.engine.loop import Loop
 from worker.engine.measure import Limits, measure, seed_everything
 from worker.engine.models import Loaded, facts, load_model
+from worker.engine.order import Epochs
 from worker.engine.report import BadInput, Job, log
 
 _OPTIMIZERS = {
@@ -28,7 +29,7 @@ _OPTIMIZERS = {
 
 
 #: What mlx-lm's own configuration does not know, and an adapter's does not need.
-_NOT_MLX_LM = {"kind", "resume_adapter_file", "micro_batch_size", "on_oom"}
+_NOT_MLX_LM = {"kind", "resume_adapter_file", "micro_batch_size", "on_oom", "order", "packing"}
 
 
 def run(job: Job) -> None:
@@ -51,7 +52,9 @@ def run(job: Job) -> None:
     save_config(config, adapter / "adapter_config.json")
     _log_size(loaded.model)
 
-    batches = data.Batches(spec.seed)
+    batches = make_batches(spec)
+    if spec.packing:
+        _check_packing(job, spec, loaded.model, splits["train"])
     optimizer = make_optimizer(spec)
     progress = checkpoints.Progress()
     if job.task.resume_dir:
@@ -64,8 +67,34 @@ def run(job: Job) -> None:
     job.report.phase("saving")
     save_adapter(loaded.model, adapter / "adapters.safetensors")
     if spec.test:
-        _test(job, spec, loaded.model, splits["test"], batches)
+        _test(job, spec, loaded.model, splits["test"], batches.validating())
     job.report.output("adapter", ArtifactKind.ADAPTER, adapter, _meta(spec, loaded))
+
+
+def make_batches(spec: TrainSpec) -> data.Batches:
+    """Return what draws the training batches, in the order that the spec asks for."""
+    if spec.order == "mlx-lm":
+        return data.Batches(spec.seed)
+    capacity = spec.max_seq_length if spec.packing else None
+    return Epochs(spec.seed, bucketed=spec.order == "bucketed", capacity=capacity)
+
+
+def _check_packing(job: Job, spec: TrainSpec, model: Any, dataset: Any) -> None:
+    """Refuse what packing would spoil, and say what it makes of the data."""
+    lengths = [packing.room(len(dataset[i][0]), spec.max_seq_length) for i in range(len(dataset))]
+    packs = len(packing.pack(spec.seed, 0, lengths, spec.max_seq_length))
+    if packs < spec.batch_size:
+        raise BadInput(
+            f"train.jsonl fills {packs} sequences of max_seq_length {spec.max_seq_length}, fewer"
+            f" than batch_size {spec.batch_size}.",
+            f"Set batch_size to {packs} or less, lower max_seq_length, or leave packing off.",
+        )
+    differs = packing.check(model, dataset, spec.max_seq_length)
+    job.report.notice(
+        f"Packed: {len(dataset):,} rows are {packs:,} sequences of up to {spec.max_seq_length:,}"
+        f" tokens, so an epoch is {packs // spec.batch_size:,} steps. Packed and alone, rows'"
+        f" losses differ by {differs:.1g} nats."
+    )
 
 
 def _load_splits(job: Job, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:

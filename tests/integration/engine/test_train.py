@@ -73,13 +73,9 @@ def mlx_lm_lora(config: dict[str, Any], directory: Path) -> dict[str, dict[int, 
     ids=["lora", "dora"],
 )
 def test_losses_are_those_of_mlx_lm(
-    changes: dict[str, Any],
-    inputs: dict[str, Path],
-    trained: Child,
-    child: ChildRunner,
-    tmp_path: Path,
+    changes: dict[str, Any], inputs: dict[str, Path], child: ChildRunner, tmp_path: Path
 ) -> None:
-    ours = child("train", SHORT | changes, inputs) if changes else trained
+    ours = child("train", SHORT | changes | {"order": "mlx-lm"}, inputs)
     theirs = mlx_lm_lora(
         SHORT
         | changes
@@ -167,6 +163,56 @@ def test_killed_between_two_updates_and_resumed_is_bit_identical(
         whole.output("adapter") / "adapters.safetensors"
     )
     assert resumed.series("train_loss")[5] == whole.series("train_loss")[5]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"packing": True, "max_seq_length": 64, "batch_size": 2},
+        {"order": "bucketed", "iters": 16},
+        {"order": "mlx-lm", "iters": 16},
+    ],
+    ids=["packed", "bucketed", "mlx-lm"],
+)
+def test_every_order_is_killed_and_resumed_bit_identical(
+    changes: dict[str, Any], inputs: dict[str, Path], child: ChildRunner, tmp_path: Path
+) -> None:
+    spec, kept = SHORT | changes, tmp_path / "kept"
+
+    def kill(run: Run, event: Event) -> None:
+        if isinstance(event, CheckpointEvent) and event.step == 8:
+            shutil.copytree(event.directory, kept)
+            run.process.kill()
+
+    assert child("train", spec, inputs, on_event=kill).status == -9
+    whole, resumed = child("train", spec, inputs), child("train", spec, inputs, resume=kept)
+    assert sha256(resumed.output("adapter") / "adapters.safetensors") == sha256(
+        whole.output("adapter") / "adapters.safetensors"
+    )
+    for name in ("train_loss", "val_loss"):
+        after = {step: loss for step, loss in whole.series(name).items() if step > 8}
+        assert {k: v for k, v in resumed.series(name).items() if k > 8} == after
+
+
+def test_another_validation_cadence_trains_the_same_adapter(
+    inputs: dict[str, Path], trained: Child, child: ChildRunner
+) -> None:
+    other = child("train", SHORT | {"steps_per_eval": 7, "val_batches": 1}, inputs)
+    assert sha256(other.output("adapter") / "adapters.safetensors") == sha256(
+        trained.output("adapter") / "adapters.safetensors"
+    )
+
+
+def test_packing_says_what_it_makes_of_the_data(
+    inputs: dict[str, Path], inside: ChildRunner
+) -> None:
+    spec = SHORT | {"packing": True, "max_seq_length": 64, "batch_size": 2, "iters": 4}
+    run = inside("train", spec, inputs)
+    assert run.done.state == "succeeded"
+    assert "sequences of up to 64 tokens" in run.notices
+    few = inside("train", spec | {"max_seq_length": 100_000}, inputs)
+    assert few.error.code is Reason.BAD_INPUT
+    assert "fewer than batch_size 2" in few.error.message
 
 
 def test_the_child_dies_with_its_worker(inputs: dict[str, Path], child: ChildRunner) -> None:
