@@ -131,6 +131,7 @@ def upgrade() -> None:
 
     with op.batch_alter_table('artifacts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('deleted_at', sa.DateTime(timezone=True), nullable=True))
+    op.execute('UPDATE artifacts SET head = 0')  # heads have a new format: all are due
 
     with op.batch_alter_table('attempts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('machine', sa.JSON(), nullable=True))

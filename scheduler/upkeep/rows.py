@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import product
 from typing import Any
 
 from sqlalchemy import select
@@ -12,7 +13,18 @@ from espalier.messages import FileEntry
 from espalier.states import JOB_OPEN, ArtifactKind
 from scheduler import manifests, registry
 from scheduler.db import Database
-from scheduler.models import Alias, Artifact, Blob, Checkpoint, Job, Lineage, Version
+from scheduler.manifests import History
+from scheduler.models import (
+    Alias,
+    Artifact,
+    Blob,
+    Checkpoint,
+    FormerName,
+    Job,
+    Lineage,
+    Project,
+    Version,
+)
 from scheduler.store.base import Driver, blob_key
 from scheduler.upkeep.findings import Report
 
@@ -42,7 +54,7 @@ def _versions(database: Database, driver: Driver, report: Report) -> None:
             ).all()
             for version in page:
                 report.versions += 1
-                problem = _problem(driver, version)
+                problem = _problem(session, driver, version)
                 if problem:
                     report.found(
                         "version", registry.label(version), problem, "Restore a backup of it."
@@ -52,7 +64,7 @@ def _versions(database: Database, driver: Driver, report: Report) -> None:
         last = page[-1].id
 
 
-def _problem(driver: Driver, version: Version) -> str:
+def _problem(session: Session, driver: Driver, version: Version) -> str:
     try:
         data = b"".join(driver.open(blob_key(version.manifest)))
     except NotFound:
@@ -63,8 +75,7 @@ def _problem(driver: Driver, version: Version) -> str:
         return f"its manifest is of commit {manifests.commit(data)}, not {version.commit}"
     said = json.loads(data)
     artifact = version.artifact
-    name = f"{artifact.project.name}/{artifact.name}"
-    if (said["artifact"], said["kind"]) != (name, artifact.kind):
+    if said["artifact"] not in _paths(session, artifact) or said["kind"] not in _kinds(artifact):
         return f"its manifest is of {said['kind']} {said['artifact']}"
     if version.deleted_at is not None and not version.files:
         return ""  # garbage collection has let them go
@@ -76,20 +87,39 @@ def _problem(driver: Driver, version: Version) -> str:
     return "" if said["meta"] == version.meta else "its meta differs from its manifest's"
 
 
+def _paths(session: Session, artifact: Artifact) -> list[str]:
+    """Return the artifact's name and those it had: a manifest has that of its day."""
+    former = session.execute(
+        select(Project.name, FormerName.name)
+        .join(Project, Project.id == FormerName.project_id)
+        .where(FormerName.artifact_id == artifact.id)
+    )
+    return [registry.path_of(artifact), *(f"{project}/{name}" for project, name in former)]
+
+
+def _kinds(artifact: Artifact) -> list[ArtifactKind]:
+    """Return what the artifact is, and what it was called before anything whole was in it."""
+    kind = ArtifactKind(artifact.kind)
+    return [kind, ArtifactKind.MODEL] if kind in registry.MODEL_KINDS else [kind]
+
+
 def remake_manifest(database: Database, driver: Driver, sha256: str) -> bool:
     """Write a lost manifest anew, of the rows that it was made with; say whether it is the same."""
     with database.reading() as session:
         version = session.scalar(select(Version).where(Version.manifest == sha256).limit(1))
         if version is None or not version.files:
             return False
-        data = _composed(session, version)
-    if hashlib.sha256(data).hexdigest() != sha256:
+        artifact = version.artifact
+        tries = product(_paths(session, artifact), _kinds(artifact))
+        drafts = (_composed(session, version, path, kind) for path, kind in tries)
+        data = next((d for d in drafts if hashlib.sha256(d).hexdigest() == sha256), None)
+    if data is None:
         return False
     driver.put(blob_key(sha256), data)
     return True
 
 
-def _composed(session: Session, version: Version) -> bytes:
+def _composed(session: Session, version: Version, path: str, kind: ArtifactKind) -> bytes:
     names = {file.sha256 for file in version.files}
     oids = dict(
         session.execute(select(Blob.sha256, Blob.git_oid).where(Blob.sha256.in_(names))).all()
@@ -99,10 +129,9 @@ def _composed(session: Session, version: Version) -> bytes:
         .join(Version, Version.id == Lineage.parent_id)
         .where(Lineage.child_id == version.id)
     ).all()
-    artifact = version.artifact
     return manifests.build(
-        f"{artifact.project.name}/{artifact.name}",
-        ArtifactKind(artifact.kind),
+        path,
+        kind,
         files={
             file.path: (
                 FileEntry(path=file.path, sha256=file.sha256, size=file.size),
@@ -113,7 +142,16 @@ def _composed(session: Session, version: Version) -> bytes:
         parents=[(role, registry.label(parent), parent.commit) for role, parent in parents],
         meta=version.meta,
         job=version.job_id,
+        history=_history(session, version),
     )
+
+
+def _history(session: Session, version: Version) -> History | None:
+    """Return where a commit stands; None for what was published without a message."""
+    if version.message is None:
+        return None
+    before = session.get(Version, version.previous_id) if version.previous_id else None
+    return History(version.branch, before.commit if before else None, version.message)
 
 
 # --- Aliases and checkpoints --------------------------------------------------------------
