@@ -1,7 +1,6 @@
 """``espalier alias …``: names that move over versions, their history, and their gates."""
 
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import typer
 
@@ -75,7 +74,7 @@ def remove(artifact: PathArgument, alias: AliasArgument, expected: ExpectedFlag 
     """Take ALIAS away; the version it pointed at stays."""
     wanted = _artifact(artifact)
     with connect() as client:
-        client.delete(f"{_path(wanted, alias)}?{urlencode(_expected(expected))}")
+        client.send("DELETE", _path(wanted, alias), params=_expected(expected))
     stdout().print(f"{wanted}@{alias} is gone.", markup=False)
 
 
