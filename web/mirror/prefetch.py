@@ -213,8 +213,10 @@ class Prefetcher:
             paths.append(root)
         told = [self._patiently(partial(mirror.read, space, upstream, None, p)) for p in paths]
         commit = str(told[0].body["sha"])
+        tree = f"{root}/tree/{commit}"
+        self._patiently(partial(mirror.read, space, upstream, commit, tree))  # the root alone
         entries: list[dict[str, Any]] = []
-        path: str | None = f"{root}/tree/{commit}?recursive=true"
+        path: str | None = f"{tree}?recursive=true"
         while path:
             page = self._patiently(partial(mirror.read, space, upstream, commit, path))
             entries += page.body

@@ -160,6 +160,7 @@ class Upstream:
         hint = None
         if status in (401, 403):
             name = name or "RepoNotFound"
+        if status == 403 or name == "RepoNotFound":
             hint = (
                 "If the repository is gated or private, fetch it with your own token of that hub"
                 " (`espalier model prefetch ORG/NAME --with-token`), or have an admin set"
