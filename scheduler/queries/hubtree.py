@@ -44,17 +44,15 @@ def children(
 def everything(
     session: Session, version: Version, below: str, after: str, limit: int
 ) -> list[Document]:
-    """Return up to ``limit`` entries of all folders under ``below``, behind the entry ``after``.
+    """Return up to ``limit`` entries of all folders under ``below``, behind the place ``after``.
 
-    A folder comes before what is in it.
+    A folder comes right before the first of what is in it, so its place ends with a slash.
     """
     prefix = f"{below}/" if below else ""
     path = _path(session)
-    # A folder told last ("a") has its first file still to come; of a file told last ("a/b") the
-    # folders were told before it.
     query = _files(path).where(VersionFile.version_id == version.id, _below(path, prefix))
     rows = session.execute(query.where(path > after).order_by(path).limit(limit + 1))
-    told = set(_parents(after, prefix)) | {after} if after else set()
+    told = set(_parents(after, prefix))
     found: list[Document] = []
     for row in rows:
         for parent in _parents(row.path, prefix):
@@ -63,6 +61,12 @@ def everything(
                 found.append(folder(parent))
         found.append(entry(File(*row)))
     return found[:limit]
+
+
+def place(item: Document, *, recursive: bool) -> str:
+    """Return where an entry stands, for the page that follows it."""
+    path: str = item["path"]
+    return f"{path}/" if recursive and item["type"] == "directory" else path
 
 
 def named(session: Session, version: Version, paths: Collection[str]) -> list[Document]:

@@ -103,7 +103,8 @@ def tree(kind: str, project: str, name: str, rest: str) -> Response:
     most = EXPANDED_PAGE if expand else TREE_PAGE
     limit = max(1, min(_number("limit", most), most))
     after = request.args.get("cursor", "")
-    listed = hubtree.everything if _flag("recursive") else hubtree.children
+    recursive = _flag("recursive")
+    listed = hubtree.everything if recursive else hubtree.children
     with services().database.reading() as session:
         artifact = hub.repository(session, actor(), kind, project, name)
         version, below = hub.locate(session, artifact, rest)
@@ -112,7 +113,8 @@ def tree(kind: str, project: str, name: str, rest: str) -> Response:
             hubtree.add_last_commits(session, version, entries[:limit])
     if below and not entries and not after:
         raise hub.NoEntry(f"{project}/{name} has no folder {below!r} there.", version.commit)
-    cursor = entries[limit - 1]["path"] if len(entries) > limit else None
+    more = len(entries) > limit
+    cursor = hubtree.place(entries[limit - 1], recursive=recursive) if more else None
     return _page(entries[:limit], cursor)
 
 
