@@ -4,11 +4,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from espalier.textsql import write_dataset
 from tests.acceptance.stacks import Up, up
+
+if TYPE_CHECKING:
+    from tests.acceptance.hub_server import Client, Server
 
 WIKISQL = Path(__file__).parents[3] / "shared" / "data" / "wikisql"
 
@@ -49,3 +53,30 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """An embedded stack with one worker."""
     with up(tmp_path_factory.mktemp("stack")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
+    """A hub without workers."""
+    from tests.acceptance.hub_server import serving
+
+    with serving(tmp_path_factory.mktemp("hub")) as running:
+        yield running
+
+
+@pytest.fixture(
+    name="client",
+    scope="session",
+    params=["newest-xet", "newest-plain", "oldest-xet", "oldest-plain"],
+)
+def any_client(
+    request: pytest.FixtureRequest,
+    hub_server: "Server",
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator["Client"]:
+    """A process with a version of huggingface_hub, uploading by Xet or not."""
+    from tests.acceptance.hub_server import client
+
+    version, _, way = request.param.partition("-")
+    with client(hub_server, tmp_path_factory.mktemp("home") / "hf", version, way == "xet") as one:
+        yield one

@@ -1,9 +1,7 @@
 """A control plane with its doors: the app on a real database, store and broker."""
 
 import hashlib
-import json
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,11 @@ from scheduler.access import TokenKind
 from scheduler.db import Database
 from scheduler.dispatch import Dispatcher, Ticket
 from scheduler.models import User
+from tests.integration.web.samples import ADAPTER, DATASET, MODEL, safetensors
 from web import create_app
 from web.services import Services
+
+__all__ = ["ADAPTER", "DATASET", "MODEL", "Door", "Site", "safetensors"]
 
 MACHINE = {
     "hostname": "studio",
@@ -33,30 +34,6 @@ MACHINE = {
     "memory_limit": 24 << 30,
     "disk_free": 1 << 40,
 }
-
-
-def safetensors(tensors: dict[str, list[int]] | None = None) -> bytes:
-    """Return a sound file of zeros: name → shape, float16."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, shape in (tensors or {"w": [2, 2]}).items():
-        size = 2
-        for length in shape:
-            size *= length
-        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(end)
-
-
-MODEL = {
-    "config.json": b'{"model_type": "llama"}',
-    "model.safetensors": safetensors(),
-    "tokenizer.json": b"{}",
-}
-ADAPTER = {"adapter_config.json": b'{"rank": 8}', "adapters.safetensors": safetensors()}
-_LINE = b'{"prompt": "How many?", "completion": "SELECT COUNT(*)"}\n'
-DATASET = {"train.jsonl": _LINE * 8, "valid.jsonl": _LINE * 4, "test.jsonl": _LINE * 4}
 
 
 @dataclass
@@ -106,7 +83,7 @@ class Door:
 class Site:
     """The app and its people: an admin, ada in `team`, eve in `elsewhere`."""
 
-    def __init__(self, url: str, directory: Path, broker_url: str, **settings: Any) -> None:
+    def __init__(self, url: str, directory: Path, broker_url: str | None, **settings: Any) -> None:
         self.directory = directory
         self.settings = Settings(
             data_dir=directory, database_url=url, broker_url=broker_url, **settings
