@@ -8,7 +8,6 @@ import pytest
 from tests.acceptance.hub_client import Hub, in_client, sha256
 from tests.integration.web.samples import safetensors
 
-
 # --- Names and histories ------------------------------------------------------------------
 
 
