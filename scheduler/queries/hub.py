@@ -14,11 +14,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from espalier.errors import InvalidInput, NotFound
-from espalier.states import JOB_OPEN, ArtifactKind
+from espalier.states import ArtifactKind
 from scheduler import branches, registry
 from scheduler.access import Actor
 from scheduler.cards import MAX_READ, read_card
-from scheduler.models import Artifact, Blob, Job, JobInput, Version, VersionFile
+from scheduler.models import Artifact, Blob, Version, VersionFile
 from scheduler.queries import Document, stamp
 from scheduler.queries.artifacts import find_artifact
 
@@ -271,13 +271,3 @@ def folder(path: str) -> Document:
     # Versions hold no git trees: the protocol wants an id, and clients only compare it.
     oid = hashlib.sha1(f"tree {path}".encode(), usedforsecurity=False).hexdigest()
     return {"type": "directory", "oid": oid, "size": 0, "path": path}
-
-
-def wanted_upstream(session: Session) -> set[tuple[str, str]]:
-    """Return the (type, repository) of another hub that jobs wait for or use."""
-    rows = session.execute(
-        select(JobInput.role, JobInput.hub_repo)
-        .join(Job, Job.id == JobInput.job_id)
-        .where(JobInput.hub_repo.is_not(None), Job.state.in_(JOB_OPEN))
-    )
-    return {("datasets" if role == "data" else "models", str(repo)) for role, repo in rows}

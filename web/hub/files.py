@@ -36,7 +36,8 @@ def _resolve(kind: str, project: str, name: str, rest: str) -> Response:
         artifact = hub.repository(session, actor(), kind, project, name)
         version, path = hub.locate(session, artifact, rest)
         file = hub.file_of(session, version, path)
-    response = send_blob(file.sha256, file.size, path.rsplit("/", 1)[-1], etag=file.etag)
+    name = path.rsplit("/", 1)[-1]
+    response = send_blob(file.sha256, file.size, name, etag=file.etag, elsewhere=True)
     response.headers["X-Repo-Commit"] = version.commit
     if file.is_large:
         response.headers["X-Linked-Etag"] = f'"{file.etag}"'
