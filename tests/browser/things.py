@@ -3,6 +3,7 @@
 import json
 import random
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 CARD = """---
@@ -37,7 +38,7 @@ prompt = "How many rows are there?"
 _LAYER = (("self_attn.q_proj", (64, 64)), ("self_attn.k_proj", (16, 64)), ("mlp.up_proj", (96, 64)))
 
 
-def safetensors(shapes: dict[str, tuple[int, ...]], seed: int = 0, **metadata: str) -> bytes:
+def safetensors(shapes: Mapping[str, tuple[int, ...]], seed: int = 0, **metadata: str) -> bytes:
     """Return a sound file in bfloat16, name → shape; of zeros, or of the seed's numbers."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0

@@ -2,13 +2,16 @@
 
 from threading import Lock
 
-from flask import flash, redirect, render_template, url_for
+from flask import flash, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from espalier.errors import Conflict
+from espalier.errors import Conflict, EspalierError
 from scheduler import access, gc
+from scheduler.queries import Document
 from scheduler.queries import storage as queries
+from web.api.mirror import overview
 from web.auth import actor
+from web.mirror import Wish
 from web.pages.blueprint import pages, reading
 from web.pages.format import size
 from web.services import services
@@ -30,8 +33,33 @@ def storage() -> str:
     return render_template(
         "storage.html", section="Artifacts", projects=projects, kinds=kinds, largest=largest,
         uploads=uploads, caches=caches, totals=totals, waste=waste, grace=gc.GRACE.days,
-        limits=services().blobs.driver.limits() if actor().is_admin else (),
+        mirror=_mirror(), limits=services().blobs.driver.limits() if actor().is_admin else (),
     )  # fmt: skip
+
+
+@pages.get("/storage/mirror")
+def mirror() -> str:
+    """The part of the page that changes while something is fetched ahead."""
+    return render_template("_mirror.html", mirror=_mirror())
+
+
+@pages.post("/storage/prefetch")
+def prefetch() -> AnyResponse:
+    """Fetch a repository of the hub behind now, before somebody waits for it."""
+    repo = request.form["repo"].strip().removeprefix("hf:")
+    try:
+        wish = Wish(request.form.get("kind", "models"), repo)
+        services().prefetcher.ask(wish, str(actor().user_id))
+    except EspalierError as error:
+        flash(" ".join(filter(None, (error.detail, error.hint))), "error")
+    return redirect(url_for("pages.storage", _anchor="mirror"), 303)
+
+
+def _mirror() -> Document:
+    """Return what is kept of the hub behind; ``busy`` while something is fetched ahead."""
+    found = overview(actor().user_id)
+    busy = any(one["state"] in ("waiting", "running") for one in found["prefetches"])
+    return {**found, "busy": busy}
 
 
 @pages.post("/storage/collection")
