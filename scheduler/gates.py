@@ -169,9 +169,9 @@ def judge(
     if data is None:
         return Verdict(False, f"The gate's data, {gate.data}, is there no more: set it anew.")
     mine = _evals(session, version, data)
-    if not mine:
-        return Verdict(False, _missing(session, version, data, []))
     theirs = _evals(session, incumbent, data) if incumbent else []
+    if not mine:
+        return Verdict(False, _missing(session, version, data, theirs))
     candidate, against = _pair(mine, theirs)
     if incumbent is not None and against is None:
         return Verdict(False, _missing(session, incumbent, data, mine))
@@ -294,8 +294,9 @@ def _missing(session: Session, version: Version, data: Version, alike: Sequence[
     for job in _eval_jobs(session, version, data):
         if job.state in JOB_OPEN and job.spec.get("split", _SPLIT) == _SPLIT:
             return f"The {what}, job {job.id}, is {job.state}: try again when it has succeeded."
-    like = f" that was measured like v{_measured(alike[0])}'s" if alike else ""
-    return f"There is no {what}{like}: run `{_command(session, version, data, alike)}`."
+    how = _settings(alike[0]) if alike else ""
+    like = f" that was measured like v{_measured(alike[0])}'s" if how else ""
+    return f"There is no {what}{like}: run `{_command(version, data)}{how}`."
 
 
 def _measured(job: Job) -> int:
@@ -303,21 +304,25 @@ def _measured(job: Job) -> int:
     return role.version.number if role.version else 0
 
 
-def _command(session: Session, version: Version, data: Version, alike: Sequence[Job]) -> str:
+def _command(version: Version, data: Version) -> str:
     """Return the `espalier eval` that measures what is missing."""
-    parts = ["espalier eval"]
     if version.artifact.kind == ArtifactKind.ADAPTER:
-        parts += [f"--model {_base(version)}", f"--adapter {label(version)}"]
+        measured = f"--model {_base(version)} --adapter {label(version)}"
     else:
-        parts.append(f"--model {label(version)}")
-    parts.append(f"--data {label(data)}")
-    for name in _MEASURED_BY if alike else ():
+        measured = f"--model {label(version)}"
+    return f"espalier eval {measured} --data {label(data)}"
+
+
+def _settings(job: Job) -> str:
+    """Return the flags that make another eval measure as this one did; defaults need none."""
+    flags = []
+    for name in _MEASURED_BY:
         default = EvalSpec.model_fields[name].default
-        value = alike[0].spec.get(name, default)
+        value = job.spec.get(name, default)
         if value != default:
             flag = "--" + name.replace("_", "-")
-            parts.append(flag if value is True else f"{flag} {value}")
-    return " ".join(parts)
+            flags.append(f" {flag}" if value is True else f" {flag} {value}")
+    return "".join(flags)
 
 
 def _base(version: Version) -> str:

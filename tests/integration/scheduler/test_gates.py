@@ -153,6 +153,8 @@ def test_only_what_was_measured_alike_is_compared(lab: Lab) -> None:
     lab.evaluate(one, 1.8)
     lab.gate()
     lab.move("v1")
+    with pytest.raises(GateRefused, match=r"no eval of v2 on team/wikisql@v1: run .*@v1`"):
+        lab.move("v2")
     lab.evaluate(two, 1.1, test_batches=5, seed=3)
     with pytest.raises(GateRefused) as refused:
         lab.move("v2")
@@ -165,6 +167,10 @@ def test_only_what_was_measured_alike_is_compared(lab: Lab) -> None:
     with pytest.raises(GateRefused, match="measured like"):
         lab.move("v2")
     lab.evaluate(one, 1.2, test_batches=5, seed=3)
+    third = lab.train(seed=2)
+    with pytest.raises(GateRefused, match=r"like v1's: .*--test-batches 5 --seed 3`"):
+        lab.move("v3")
+    assert third == "team/tuned@v3"
     lab.move("v2")
     assert lab.at() == "v2"
 
