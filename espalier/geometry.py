@@ -22,7 +22,18 @@ _LIMITS = {
     "bits": 16,
     "group_size": 1 << 12,
 }
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+#: What of a config.json is worth keeping.
+KEYS = (
+    "model_type",
+    *(key for key in _LIMITS if key not in ("bits", "group_size")),
+    "tie_word_embeddings",
+    "torch_dtype",
+    "dtype",
+    "quantization",
+    "quantization_config",
+)
+#: Bytes of a value by torch_dtype.
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 #: Dense decoders whose layers were measured (benchmarks/memory.py), and Mixtral's experts.
 ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "mixtral"})
 #: Those whose head is the embedding unless the config says otherwise.
@@ -179,6 +190,10 @@ def _number(config: Mapping[str, Any], key: str, default: int | None = None) -> 
     return value
 
 
+def _first(config: Mapping[str, Any], *keys: str) -> Any:
+    return next((config[key] for key in keys if config.get(key) is not None), None)
+
+
 def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
     value = config.get(key)
     return value if isinstance(value, bool) else default
@@ -186,18 +201,39 @@ def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
 
 def _width(config: Mapping[str, Any]) -> int:
     """Bytes of a floating value; without a type in the config, the 2 of today's models."""
-    name = config.get("torch_dtype") or config.get("dtype") or "bfloat16"
-    if not isinstance(name, str) or name not in _BYTES:
+    name = _first(config, "torch_dtype", "dtype")
+    name = "bfloat16" if name is None else name
+    if not isinstance(name, str) or name not in BYTES:
         raise UnknownModel(
-            f"torch_dtype of config.json is {name!r:.60}; known are {', '.join(_BYTES)}"
+            f"torch_dtype of config.json is {name!r:.60}; known are {', '.join(BYTES)}"
         )
-    return _BYTES[name]
+    return BYTES[name]
 
 
 def _quantization(config: Mapping[str, Any]) -> tuple[int, int]:
-    found = config.get("quantization") or config.get("quantization_config")
+    found = _first(config, "quantization", "quantization_config")
     if found is None or found == {}:
         return 0, 64
     if not isinstance(found, Mapping):
         raise UnknownModel(f"quantization of config.json is {found!r:.60}, not an object")
     return _number(found, "bits"), _number(found, "group_size", 64)
+
+
+def kept(config: object) -> dict[str, Any]:
+    """Return those keys of a config.json that ``read`` looks at, cut to what is worth storing."""
+    if not isinstance(config, Mapping):
+        return {}
+    return {key: _cut(config[key]) for key in KEYS if config.get(key) is not None}
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        inner = {key: value.get(key) for key in ("bits", "group_size")} if value else {}
+        return {k: "an object" if isinstance(v, Mapping) else _cut(v) for k, v in inner.items()}
+    if type(value) is int:  # a number beyond what a database's JSON holds is no size of anything
+        return value if abs(value) < 1 << 53 else str(value)[:60]
+    if value is None:
+        return None
+    if isinstance(value, bool | float):
+        return value if value == value and abs(value) < 1e300 else "not a number"
+    return "".join(c for c in str(value)[:60] if c.isprintable())

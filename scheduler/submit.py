@@ -61,6 +61,13 @@ def submit_pipeline(session: Session, actor: Actor, request: PipelineRequest) ->
     return list(jobs.values())
 
 
+def inputs_of(session: Session, actor: Actor, request: JobRequest) -> list[JobInput]:
+    """Return the inputs that a job would have, none of them kept. Raises as ``submit`` does."""
+    project = _project(session, actor, request.project, request.name)
+    shared = _Setting(actor, project, request.priority, request.max_attempts, now(session))
+    return _inputs(session, shared, request.spec)[0]
+
+
 def _project(session: Session, actor: Actor, given: str | None, name: str | None) -> Project:
     """The project a job belongs to is the one its output goes to."""
     wanted = given
@@ -170,6 +177,7 @@ def _input(session: Session, shared: _Setting, role: str, ref: Ref) -> JobInput:
         access.project_for(session, shared.actor, ref.project)
         version = registry.resolve(session, ref)
         _check_kind(str(ref), role, version.artifact.kind)
+        _check_whole(version)
         item.version_id = version.id
     elif isinstance(ref, JobRef):
         _from_job(session, shared, item, role, ref)
@@ -192,6 +200,13 @@ def _from_job(session: Session, shared: _Setting, item: JobInput, role: str, ref
 def _check_kind(ref: str, role: str, kind: str) -> None:
     if kind != ROLE_KIND[role]:
         raise InvalidInput(f"{ref} is a {kind}: {role} needs a {ROLE_KIND[role].value}.")
+
+
+def _check_whole(version: Version) -> None:
+    """Refuse what was committed over the hub and lacks what loaders need."""
+    lacking = version.meta.get(registry.INCOMPLETE)
+    if lacking:
+        raise InvalidInput(f"{registry.label(version)}: {lacking}", hint="Commit what is missing.")
 
 
 def find_job(session: Session, actor: Actor, job_id: str) -> Job:

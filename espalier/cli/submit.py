@@ -9,6 +9,7 @@ import typer
 from pydantic import BaseModel
 
 from espalier.cli.common import JsonFlag, connect, print_json
+from espalier.cli.explain import ExplainFlag, explain
 from espalier.cli.flags import gather, kebab, request_flags, spec_flags
 from espalier.cli.follow import follow, outcome, view
 from espalier.cli.show import Job, announce, summary
@@ -49,10 +50,18 @@ def register(app: typer.Typer) -> None:
 
 def _command(kind: Kind) -> Callable[..., None]:
     def run(
-        *, config: Path | None = None, wait: bool = False, as_json: bool = False, **given: Any
+        *,
+        config: Path | None = None,
+        wait: bool = False,
+        as_json: bool = False,
+        explained: bool = False,
+        **given: Any,
     ) -> None:
         request = build(kind, read_yaml(config) if config else {}, given)
         with connect() as client:
+            if explained:
+                explain(client, _body(request), as_json=as_json)
+                return
             job = _post(client, request)
             _finish(client, [job], job, wait=wait, as_json=as_json)
 
@@ -61,6 +70,7 @@ def _command(kind: Kind) -> Callable[..., None]:
         inspect.Parameter("config", keyword, default=None, annotation=ConfigFlag),
         inspect.Parameter("wait", keyword, default=False, annotation=WaitFlag),
         inspect.Parameter("as_json", keyword, default=False, annotation=JsonFlag),
+        inspect.Parameter("explained", keyword, default=False, annotation=ExplainFlag),
     ]
     parameters = [*spec_flags(kind), *request_flags(), *own]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -1,0 +1,186 @@
+"""What a pass over the layers holds at its worst moment, term by term.
+
+A term is how many bytes one kind of tensor takes; its coefficient says how many of them are alive
+at once. Coefficients are fitted by ``python -m benchmarks.memory --fit`` on shapes of their own,
+and the benchmark holds the predictor to others. Attention counts as MLX computes it in training,
+with all scores written out; where a GPU's kernel keeps none, less is held than is told.
+"""
+
+from collections.abc import Mapping
+from math import ceil
+
+from espalier.geometry import Geometry, Linear
+from espalier.specs import EvalSpec, FuseSpec, QuantizeSpec, TrainSpec
+
+COEFFICIENTS: dict[str, float] = {
+    "V": 3.57,
+    "V4": 0.19,
+    "layer": 8.37,
+    "scores": 1.12,
+    "f": 3.69,
+    "qk": 4.88,
+    "S": 1.19,
+    "g": 0.58,
+    "gqk": 13.02,
+    "gf": 0.94,
+    "r": 0.69,
+    "low": 0.61,
+    "glow": 0.59,
+    "dora": 1.07,
+    "doraQ": 0.94,
+    "gdora": 0.0,
+    "gdoras": 1.01,
+    "qwen3": 1.77,
+    "gemma": 0.4,
+    "phi3": 2.26,
+    "mixtral": 2.0,
+    "T_lora": 0.93,
+    "T_full": 0.0,
+    "T_muon": 0.0,
+    "T_sum": 1.09,
+    "eV": 1.88,
+    "eV4": 0.21,
+    "eS": 1.5,
+    "ef": 4.6,
+    "cV": 3.0,
+}
+#: The part that a term is told under, where its name does not say so.
+_PART = {
+    **dict.fromkeys(("V", "V4", "eV", "eV4", "cV"), "logits"),
+    **dict.fromkeys(("S", "scores", "eS"), "attention"),
+}
+
+
+def tokens(spec: TrainSpec | EvalSpec | FuseSpec | QuantizeSpec, longest: int | None) -> int:
+    """Positions of one row: mlx-lm pads to a multiple of 32 and one, and shifts by one."""
+    most = spec.max_seq_length
+    row = min(longest or most, most)
+    return max(min(32 * ceil(row / 32) + 1, most) - 1, 1)
+
+
+def rows(spec: TrainSpec | EvalSpec | FuseSpec | QuantizeSpec) -> int:
+    """Rows that are computed together."""
+    return min(spec.micro_batch_size or spec.batch_size, spec.batch_size)
+
+
+def trained_layers(model: Geometry, spec: TrainSpec) -> int:
+    return model.layers if spec.num_layers == -1 else min(spec.num_layers, model.layers)
+
+
+def trained_linears(model: Geometry, spec: TrainSpec) -> tuple[Linear, ...]:
+    """Return the matrices of a layer that get an adapter."""
+    keys = spec.lora_parameters.keys
+    return tuple(x for x in model.linears() if keys is None or x.name in keys)
+
+
+def trained_bytes(model: Geometry, spec: TrainSpec) -> int:
+    """Bytes of the weights that are trained: adapters are float32, a full fine-tune is not."""
+    layers = trained_layers(model, spec)
+    if spec.fine_tune_type == "full":
+        return layers * model.layer_elements * model.width
+    rank = spec.lora_parameters.rank
+    dora = spec.fine_tune_type == "dora"
+    each = sum(
+        rank * (x.inputs + x.outputs) * x.count + (x.outputs if dora else 0)
+        for x in trained_linears(model, spec)
+    )
+    return 4 * layers * each
+
+
+def train_terms(model: Geometry, spec: TrainSpec, longest: int | None) -> dict[str, float]:
+    """Return bytes by term, each to be multiplied by its coefficient.
+
+    What the backward pass needs is kept for every trained layer; with grad_checkpoint it is what
+    comes into each of them, and the rest of the one at work (terms that begin with ``g``).
+    """
+    length = tokens(spec, longest)
+    n = rows(spec) * length  # positions computed together
+    unit = n * model.width
+    trained, layers = trained_bytes(model, spec), trained_layers(model, spec)
+    h, f, qk = model.hidden, model.inter * model.active, model.queries + model.keys
+    found: dict[str, float] = {
+        "V": unit * model.vocab,
+        "layer": unit * (h + f),
+        "scores": unit * model.heads * length,
+        "T_full" if spec.fine_tune_type == "full" else "T_lora": trained,
+    }
+    if model.width < 4:
+        found["V4"] = n * 4 * model.vocab
+    if spec.optimizer == "muon":
+        found["T_muon"] = trained
+    if rows(spec) < spec.batch_size or spec.grad_accumulation_steps > 1:
+        found["T_sum"] = trained
+    if spec.grad_checkpoint:
+        found |= {"g": unit * h * layers, "gqk": unit * qk, "gf": unit * f}
+    else:
+        found |= {"f": unit * f * layers, "qk": unit * qk * layers}
+        found["S"] = found["scores"] * layers
+    kept = 1 if spec.grad_checkpoint else layers
+    found |= _of_architecture(model, unit * kept)
+    if spec.fine_tune_type != "full":
+        found |= _of_adapters(model, spec, n, kept)
+    return found
+
+
+def _of_architecture(model: Geometry, unit: int) -> dict[str, float]:
+    """What a layer keeps beyond Llama's: norms of q and k, GELU, fused halves, experts' sorting."""
+    h, f = model.hidden, model.inter * model.active
+    match model.architecture:
+        case "qwen3":
+            return {"qwen3": unit * (model.queries + model.keys)}
+        case "gemma":
+            return {"gemma": unit * (h + f)}
+        case "phi3":
+            return {"phi3": unit * f}
+        case "mixtral":
+            return {"mixtral": unit * (model.active * h + f)}
+    return {}
+
+
+def _of_adapters(model: Geometry, spec: TrainSpec, n: int, kept: int) -> dict[str, float]:
+    """What adapters add: their inner values, float32 outputs, and the weights DoRA adapts."""
+    linears = trained_linears(model, spec)
+    copies = [model.active if x.count > 1 else 1 for x in linears]
+    outputs = sum(x.outputs * c for x, c in zip(linears, copies, strict=True))
+    matrices = sum(x.size for x in linears)
+    again = spec.grad_checkpoint
+    found: dict[str, float] = {"r": n * 4 * spec.lora_parameters.rank * sum(copies) * kept}
+    if model.width < 4:
+        found["glow" if again else "low"] = n * 4 * outputs * kept
+    if spec.fine_tune_type == "dora":
+        if again:
+            found |= {"gdora": 4 * matrices, "gdoras": 4 * matrices * trained_layers(model, spec)}
+        else:
+            found["dora"] = n * model.width * outputs * kept
+        if model.bits:
+            found["doraQ"] = model.width * matrices * kept
+    return found
+
+
+def parts_of(terms: Mapping[str, float]) -> dict[str, float]:
+    """Return terms times their coefficients, summed under the names people read."""
+    found: dict[str, float] = {}
+    for name, size in terms.items():
+        part = _PART.get(name, "gradients" if name.startswith("T_") else "activations")
+        found[part] = found.get(part, 0.0) + size * COEFFICIENTS[name]
+    return found
+
+
+def eval_terms(model: Geometry, rows: int, length: int) -> dict[str, float]:
+    """Return bytes by term of a forward pass: one layer's values, and the logits."""
+    n, e = rows * length, model.width
+    found: dict[str, float] = {
+        "eV": n * e * model.vocab,
+        "eS": n * e * model.heads * length,
+        "ef": n * e * (model.hidden + model.inter * model.active),
+    }
+    if e < 4:
+        found["eV4"] = n * 4 * model.vocab
+    return found
+
+
+def compare_terms(model: Geometry, rows: int, length: int) -> dict[str, float]:
+    """Return bytes by term of two models over the same rows, their log probabilities compared."""
+    found = eval_terms(model, rows, length)
+    found["cV"] = float(rows * length * 4 * model.vocab)
+    return found

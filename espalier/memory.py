@@ -1,0 +1,228 @@
+"""How much memory a job needs at its worst moment, told before it runs.
+
+Bytes follow from the model's shape, the exact size of its weights and the spec. What is held at
+once is counted from what the engines do (worker.engine); how often a tensor of each size is held
+in the worst moment is a coefficient, fitted on measured peaks of ``mx.get_peak_memory`` and held
+to others (``python -m benchmarks.memory``). Pure: learning from measured jobs is
+scheduler.estimates' business.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from espalier.activations import (
+    compare_terms,
+    eval_terms,
+    parts_of,
+    rows,
+    tokens,
+    train_terms,
+    trained_bytes,
+)
+from espalier.geometry import BYTES, Geometry, UnknownModel, read
+from espalier.specs import EvalSpec, ExportSpec, FuseSpec, QuantizeSpec, Spec, TrainSpec
+
+#: What a child holds before any weight is read: Python, MLX, transformers. Seen on Linux.
+RUNTIME = 450 << 20
+#: What an allocator keeps beside the live tensors, as a share of what is not weights.
+SLACK = 0.1
+#: Tokens of a row in an export's proof: the spec has no limit (worker.engine.export).
+_EXPORT_TOKENS = 2048
+
+#: Bytes of one file of a model that mlx-lm writes.
+SHARD = 5 << 30
+#: Copies of the trained weights that an optimizer keeps as its state. Adafactor keeps sums of
+#: rows and columns.
+STATE = {"adam": 2.0, "adamw": 2.0, "muon": 1.0, "sgd": 1.0, "adafactor": 0.05}
+#: Bytes of a weight in a file, scales included.
+_GGUF_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32, "q4_1": 20 / 32}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes at the worst moment. ``parts`` add up to ``total``.
+
+    Not ``known``: nothing honest can be said, ``total`` is only what the weights take, and ``why``
+    tells it as a part of a sentence.
+    """
+
+    total: int
+    parts: Mapping[str, int]
+    known: bool = True
+    why: str = ""
+
+    @property
+    def engine(self) -> int:
+        """Bytes by MLX's own count: all but the reserve."""
+        return self.total - self.parts.get("reserve", 0)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """Parts while they are summed; the reserve is made of the others."""
+
+    found: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, size: float) -> None:
+        self.found[name] = self.found.get(name, 0.0) + size
+
+    def add_larger(self, one: Mapping[str, float], other: Mapping[str, float]) -> None:
+        """Add what is held in the worse of two moments."""
+        self.add_all(max(one, other, key=lambda held: sum(held.values())))
+
+    def add_all(self, parts: Mapping[str, float]) -> None:
+        for name, size in parts.items():
+            self.add(name, size)
+
+    def estimate(self) -> Estimate:
+        moving = sum(size for name, size in self.found.items() if name != "weights")
+        self.add("reserve", RUNTIME + SLACK * moving)
+        parts = {name: round(size) for name, size in self.found.items() if size >= 1}
+        return Estimate(sum(parts.values()), parts)
+
+
+def estimate(
+    config: Mapping[str, Any] | None,
+    spec: Spec,
+    weights: int | None = None,
+    longest: int | None = None,
+    adapter: int = 0,
+) -> Estimate:
+    """Return what a job needs.
+
+    ``config`` is the model's config.json, ``weights`` the bytes of its weight files (else what the
+    config tells), ``longest`` the longest row in tokens (else max_seq_length), ``adapter`` the
+    bytes of the adapter that is applied.
+    """
+    held = max(weights or 0, 0)
+    try:
+        if config is None:
+            raise UnknownModel("the model's config.json has not been read")
+        model = read(config)
+        _refuse(model, spec)
+    except UnknownModel as error:
+        return Estimate(held, {"weights": held} if held else {}, False, str(error))
+    held = held or model.weights
+    parts = _Parts()
+    match spec:
+        case TrainSpec():
+            _train(parts, model, spec, held, longest)
+        case EvalSpec():
+            _eval(parts, model, spec, held, longest, adapter)
+        case FuseSpec():
+            _fuse(parts, model, spec, held, longest, adapter)
+        case QuantizeSpec():
+            _quantize(parts, model, spec, held, longest)
+        case ExportSpec():
+            _export(parts, model, spec, held)
+    return parts.estimate()
+
+
+def made(config: Mapping[str, Any], spec: Spec) -> Mapping[str, Any]:
+    """Return the config of the model that a job makes out of one with ``config``."""
+    plain = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
+    match spec:
+        case QuantizeSpec():
+            bits = {"bits": spec.q_bits, "group_size": spec.q_group_size}
+            typed = {**plain, "torch_dtype": spec.dtype} if spec.dtype else plain
+            return {**typed, "quantization": bits}
+        case FuseSpec(dequantize=True):
+            return plain
+        case ExportSpec():
+            types = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+            return {**plain, "torch_dtype": types[spec.type]} if spec.type in types else plain
+    return config
+
+
+def _refuse(model: Geometry, spec: Spec) -> None:
+    """Raise UnknownModel for what no engine runs: such a job ends before it holds anything."""
+    if not isinstance(spec, TrainSpec):
+        return
+    if spec.fine_tune_type == "full" and model.bits:
+        raise UnknownModel(f"a {model.bits}-bit model cannot be trained in full")
+    if spec.fine_tune_type == "dora" and model.experts:
+        raise UnknownModel("DoRA does not know the layers of a mixture of experts")
+
+
+# --- By kind ------------------------------------------------------------------------------
+
+
+def _train(
+    parts: _Parts, model: Geometry, spec: TrainSpec, weights: int, longest: int | None
+) -> None:
+    trained = trained_bytes(model, spec)
+    parts.add("weights", weights)
+    # In a full fine-tune the trained weights are the model's own.
+    parts.add("adapter", trained if spec.fine_tune_type != "full" else 0)
+    parts.add("optimizer", trained * STATE[spec.optimizer])
+    parts.add_all(parts_of(train_terms(model, spec, longest)))
+
+
+def _eval(
+    parts: _Parts,
+    model: Geometry,
+    spec: EvalSpec,
+    weights: int,
+    longest: int | None,
+    adapter: int,
+) -> None:
+    parts.add("weights", weights)
+    parts.add("adapter", adapter)
+    parts.add_all(parts_of(eval_terms(model, rows(spec), tokens(spec, longest))))
+
+
+def _fuse(
+    parts: _Parts,
+    model: Geometry,
+    spec: FuseSpec,
+    weights: int,
+    longest: int | None,
+    adapter: int,
+) -> None:
+    """Base + adapter stay for the proof; the base is read again beside them and fused.
+
+    A file of the result is whole in memory before it is written, the quantized layers in it
+    unpacked on their way. The result is then read back, and both models run.
+    """
+    result = model.plain.weights if spec.dequantize and model.bits else weights
+    copy = weights + adapter + min(result, SHARD)
+    if model.bits:
+        copy += 3 * model.width * max(linear.size for linear in model.linears())
+    parts.add("weights", weights)
+    parts.add("adapter", adapter)
+    proof = parts_of(compare_terms(model, rows(spec), tokens(spec, longest)))
+    parts.add_larger({"copy": copy}, {"result": result, **proof})
+
+
+def _quantize(
+    parts: _Parts, model: Geometry, spec: QuantizeSpec, weights: int, longest: int | None
+) -> None:
+    """The original and the quantized model are in memory at once, to write and to prove."""
+    width = BYTES[spec.dtype] if spec.dtype else model.width
+    result = replace(model, bits=spec.q_bits, group=spec.q_group_size, width=width).weights
+    parts.add("weights", weights)
+    parts.add("result", result)
+    # Casting makes a second copy, which quantizing then takes apart.
+    cast = replace(model, width=width).weights if width != model.width else 0
+    parts.add_larger(
+        {"cast": cast}, parts_of(compare_terms(model, rows(spec), tokens(spec, longest)))
+    )
+
+
+def _export(parts: _Parts, model: Geometry, spec: ExportSpec, weights: int) -> None:
+    """The model, unpacked, and what proves the file: llama.cpp beside it, or the model read back.
+
+    A GGUF's tensors are converted one by one, in float32; the embedding is the largest.
+    """
+    plain = model.plain
+    parts.add("weights", weights)
+    parts.add("unpacked", plain.weights if model.bits else 0)
+    elements = plain.weights // plain.width
+    file = round(elements * _GGUF_BYTES[spec.type])
+    if spec.format == "gguf":
+        largest = 3 * 4 * max(model.vocab * model.hidden, *(x.size for x in model.linears()))
+        parts.add_larger({"converted": largest}, {"llama.cpp": file})
+        return
+    proof = parts_of(compare_terms(model, 1, _EXPORT_TOKENS))
+    parts.add_larger({"copy": plain.weights + file}, {"result": file, **proof})
