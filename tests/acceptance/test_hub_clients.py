@@ -105,7 +105,8 @@ def test_a_data_set_is_uploaded_and_comes_back(hub: Hub) -> None:
 @in_client
 def test_a_large_file_is_uploaded_and_a_changed_one_again(hub: Hub) -> None:
     repo = hub.new("large")
-    data = random.Random(hub.label).randbytes(LARGE)
+    source = random.Random(hub.label)
+    data = b"".join(source.randbytes(LARGE // 10) for _ in range(10))
     path = hub.write({"large.dat": data}) / "large.dat"
 
     def upload() -> int:
