@@ -105,6 +105,15 @@ def test_what_is_the_same_is_not_published_twice(session: Session, blobs: Blobs)
     assert publish(session, blobs, parents=(("model", base),)).number == 3
 
 
+def test_what_is_published_follows_the_head_of_main(session: Session, blobs: Blobs) -> None:
+    first = publish(session, blobs)
+    second = publish(session, blobs, files={"adapters.safetensors": b"others"})
+    assert (first.branch, first.previous_id, first.message) == ("main", None, None)
+    assert (second.branch, second.previous_id) == ("main", first.id)
+    assert registry.head(session, second.artifact) is second
+    assert registry.head(session, second.artifact, "dev") is None
+
+
 def test_two_jobs_that_make_the_same_bytes_make_two_versions(
     session: Session, blobs: Blobs
 ) -> None:

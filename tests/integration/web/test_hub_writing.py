@@ -4,6 +4,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import (
@@ -197,28 +198,32 @@ def test_what_is_in_it_decides_what_it_is(hub: Hub, tmp_path: Path) -> None:
         operations = [CommitOperationAdd(path, data) for path, data in files.items()]
         api.create_commit(repo, operations, commit_message="More", repo_type=kind)
 
-    def document(name: str = "kinds") -> dict[str, object]:
-        ref = hub.site.ada.get(f"/artifacts/team/{name}").json
-        return {"kind": ref["kind"], **ref["versions"][0]["meta"]}
+    def told(name: str) -> dict[str, Any]:
+        found: Any = hub.site.ada.get(f"/artifacts/team/{name}").json
+        return {"kind": found["kind"], **found["versions"][0]}
+
+    def document(name: str = "kinds") -> dict[str, Any]:
+        return {"kind": told(name)["kind"], **told(name)["meta"]}
 
     assert "no config.json" in str(document()["incomplete"])
     add({"adapter_config.json": ADAPTER["adapter_config.json"]})
     assert document()["kind"] == "model"
     add({"adapters.safetensors": ADAPTER["adapters.safetensors"]})
     assert document() == {"kind": "adapter"}
+    hub.site.ada.publish(tmp_path / "n", "team/natively", "model", MODEL)
     api.create_repo("team/rows", repo_type="dataset")
     with pytest.raises(HfHubHTTPError, match=r"train.jsonl line 2, column"):
         add({"train.jsonl": DATASET["train.jsonl"][:57] + b"{not json\n"}, "team/rows", "dataset")
-    spec = {"kind": "train", "model": "team/up", "data": "team/rows", "iters": 10}
+    spec = {"kind": "train", "model": "team/natively", "data": "team/rows", "iters": 10}
     refused = hub.site.ada.post("/jobs", {"spec": spec})
     assert refused.status_code == 422
-    assert refused.json["errors"][0]["loc"] == ["spec", "data"]
-    assert "not complete" in refused.json["detail"]
+    problem: Any = refused.json
+    assert problem["errors"][0]["loc"] == ["spec", "data"]
+    assert "not complete" in problem["detail"]
     add(DATASET, "team/rows", "dataset")
-    assert document("rows")["dataset"]["format"] == "completions"  # type: ignore[index]
-    hub.site.ada.publish(tmp_path / "n", "team/natively", "model", MODEL)
+    assert document("rows")["dataset"]["format"] == "completions"
     add({"README.md": b"# A model\n"}, "team/natively")
-    version = hub.site.ada.get("/artifacts/team/natively").json["versions"][0]
+    version = told("natively")
     assert (version["number"], version["meta"]) == (2, {})
 
 
