@@ -93,8 +93,9 @@ def init(config: Settings, workers: int) -> dict[str, object]:
     from scheduler.store import open_driver
 
     driver = open_driver(config)
-    for limit in driver.probe():
-        log.warning("%s %s.", driver.place, limit)
+    limits = [f"{driver.place} {limit}." for limit in driver.probe()]
+    for limit in limits:
+        log.warning("%s", limit)
     migrate(config.sql_url)
     database = Database(config.sql_url)
     with database.transaction() as session:
@@ -103,6 +104,7 @@ def init(config: Settings, workers: int) -> dict[str, object]:
             "token": _personal_token(session, admin, config),
             "login": access.mint(session, "login", user=admin, expires_in=LOGIN_LINK),
             "workers": [_embedded_worker(session, n + 1) for n in range(workers)],
+            "limits": limits,
         }
     database.close()
     return made

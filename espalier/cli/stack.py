@@ -59,12 +59,16 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A running stack. ``login`` is a link that signs one browser in, once."""
+    """A running stack. ``login`` is a link that signs one browser in, once.
+
+    ``limits`` are sentences on what the store cannot do.
+    """
 
     url: str
     token: str
     login: str
     data_dir: Path
+    limits: tuple[str, ...]
     supervisor: Supervisor
 
     def pids(self) -> dict[str, int]:
@@ -177,6 +181,7 @@ class _Starter:
             token=made["token"],
             login=f"{self._url}/login?token={made['login']}",
             data_dir=self.options.data_dir,
+            limits=tuple(made["limits"]),
             supervisor=self.supervisor,
         )
 

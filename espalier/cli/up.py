@@ -85,6 +85,7 @@ def _greet(stack: Stack, as_json: bool) -> None:
             "token": stack.token,
             "data_dir": str(stack.data_dir),
             "pids": stack.pids(),
+            "limits": list(stack.limits),
         }
         print(json.dumps(document), flush=True)
         return
@@ -94,4 +95,6 @@ def _greet(stack: Stack, as_json: bool) -> None:
     token = shlex.quote(str(stack.data_dir / "token"))
     console.print(f"  command line   espalier login {stack.url} < {token}", markup=False)
     console.print(f"  data and logs  {stack.data_dir}", markup=False)
+    for limit in stack.limits:
+        console.print(f"  the store      {limit}", markup=False)
     console.print("  stop           Ctrl-C")

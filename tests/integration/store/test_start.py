@@ -1,5 +1,6 @@
 """A stack whose store cannot be used says so before it starts."""
 
+import json
 import os
 import subprocess
 import sys
@@ -32,4 +33,7 @@ def test_a_bucket_is_made_where_there_is_none(tmp_path: Path) -> None:
     with moto_s3() as server:
         done = init(tmp_path, server.environment)
         assert done.returncode == 0, done.stderr
+        (limit,) = json.loads(done.stdout)["limits"]
+        assert "bucket models-" in limit
+        assert "x-amz-checksum-sha256" in limit
         assert init(tmp_path, server.environment).returncode == 0
