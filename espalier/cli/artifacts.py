@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from espalier.cli.common import (
 from espalier.cli.moving import RateFlag, limits, moving, near
 from espalier.cli.show import clock
 from espalier.client import Client
-from espalier.errors import Conflict, InvalidInput
+from espalier.errors import Conflict, InvalidInput, NotFound
 from espalier.messages import FileEntry
 from espalier.refs import ArtifactRef, parse_artifact
 from espalier.states import ArtifactKind
@@ -33,6 +34,8 @@ ParentFlag = Annotated[
     list[str] | None, typer.Option("--parent", help="What it was made from: a reference.")
 ]
 _DEFAULT_PROJECT = "team"
+#: Files that one question about room may name.
+_ROOM_ASKED = 10_000
 #: What the public hub has too, as it calls them.
 HUB_KINDS = {ArtifactKind.DATASET: "datasets", ArtifactKind.MODEL: "models"}
 
@@ -175,6 +178,7 @@ def publish(
     target = parse_artifact(ref, project=_DEFAULT_PROJECT)
     if target.selector:
         raise InvalidInput(f"{ref} names a version: push to {target.path}, it gets the next one.")
+    _ask_for_room(client, target.project, entries)
     with moving("uploading", sum(entry.size for entry in entries)) as moved:
         (transfer or Transfer(client)).push(folder, entries, moved)
     version: dict[str, Any] = client.post(
@@ -187,6 +191,14 @@ def publish(
         },
     )
     return version
+
+
+def _ask_for_room(client: Client, project: str, entries: Sequence[FileEntry]) -> None:
+    """Raise QuotaExceeded now, not after hours of uploading."""
+    largest = sorted(entries, key=lambda entry: -entry.size)[:_ROOM_ASKED]
+    files = {entry.sha256: entry.size for entry in largest}
+    with suppress(NotFound):  # a project that is not there yet has no quota
+        client.post(f"/api/v1/projects/{project}/room", {"files": files})
 
 
 def artifacts(

