@@ -80,12 +80,12 @@ class Arriving:
             self._uploads.pop(upload_id, None)
 
     def _end(self, upload_id: str) -> _Upload | None:
-        """Take the upload, once the part that is being hashed is done."""
+        """Take the upload, once all that follows on each other is hashed."""
         with self._changed:
             upload = self._uploads.pop(upload_id, None)
             if upload is not None:
-                upload.ended = True
                 self._changed.wait_for(lambda: not upload.busy)
+                upload.ended = True
             return upload
 
     def _follow(self, driver: Directory, upload_id: str, handle: str, upload: _Upload) -> None:
