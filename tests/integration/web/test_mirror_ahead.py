@@ -2,19 +2,21 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from pydantic import SecretStr
+from typer.testing import CliRunner
 
+from espalier.cli.app import app
 from espalier.ids import new_id
+from espalier.settings import settings
 from scheduler import access
 from scheduler.models import User
 from tests.integration.web.behind import FILES, WEIGHTS, Stage, staged, until
@@ -266,28 +268,25 @@ def test_an_admin_throws_a_repository_out(stage: Stage) -> None:
     assert admin.send("DELETE", "/mirror/models/acme/..").status_code in (404, 422)
 
 
-def test_the_command(stage: Stage) -> None:
+def test_the_command(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(stage, "acme/by-command")
-    environment = {
-        **os.environ,
-        "ESPALIER_URL": stage.ours.url,
-        "ESPALIER_TOKEN": stage.site.ada.token,
-    }
+    monkeypatch.setenv("ESPALIER_URL", stage.ours.url)
+    monkeypatch.setenv("ESPALIER_TOKEN", stage.site.ada.token)
+    settings.cache_clear()
 
-    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "espalier.cli", "model", *arguments]
-        return subprocess.run(
-            command, env=environment, input=stdin, capture_output=True, text=True, check=False
-        )
+    def run(*arguments: str, stdin: str = "") -> Result:
+        return CliRunner().invoke(app, ["model", *arguments], input=stdin)
 
-    done = run("prefetch", "acme/by-command@main", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["state"] == "done"
-    listed = run("prefetch")
-    assert "acme/by-command@main" in listed.stdout
-    refused = run("prefetch", "walled/none", "--with-token", stdin="hf_wrong\n")
-    assert refused.returncode == 1
-    assert "hf_wrong" not in refused.stderr + refused.stdout
+    try:
+        done = run("prefetch", "acme/by-command@main", "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["state"] == "done"
+        assert "acme/by-command@main" in run("prefetch").stdout
+        refused = run("prefetch", "walled/none", "--with-token", stdin="hf_wrong\n")
+        assert refused.exit_code == 1
+        assert "hf_wrong" not in refused.output
+    finally:
+        settings.cache_clear()
 
 
 def test_weights_are_shared_between_open_repositories(stage: Stage) -> None:
