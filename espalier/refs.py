@@ -27,7 +27,7 @@ VERSION = re.compile(r"v?([1-9][0-9]{0,8})")
 RESERVED = frozenset(
     "admin agent api artifacts auth data datasets docs events favicon.ico healthz home jobs login"
     " logout metrics models pipelines projects readyz resolve robots.txt settings spaces static"
-    " styleguide submit team-settings tokens uploads v1 workers".split()
+    " storage styleguide submit team-settings tokens uploads v1 workers".split()
 )
 
 
