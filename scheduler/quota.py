@@ -19,7 +19,8 @@ from scheduler.models import Artifact, Project, Version, VersionFile
 def usage(session: Session, project: Project) -> int:
     """Return the bytes that count against the project's quota."""
     blobs = _blobs(project).distinct().subquery()
-    return session.scalar(select(func.coalesce(func.sum(blobs.c.size), 0))) or 0
+    # PostgreSQL sums bigint to numeric, which Python has as Decimal.
+    return int(session.scalar(select(func.coalesce(func.sum(blobs.c.size), 0))) or 0)
 
 
 def check(session: Session, project: Project, new: Mapping[str, int]) -> None:
