@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select
-from sqlalchemy.orm import InstrumentedAttribute, Session, contains_eager
+from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session, joinedload
 
 from espalier.errors import InvalidInput
 from scheduler.access import Actor, visible_projects
@@ -43,20 +43,15 @@ def repositories(
     """
     column = _SORTS.get(wanted.sort, Artifact.updated_at)
     kinds = [one for one in KINDS[kind] if set(wanted.tags) <= set(tags_of(one))]
+    order = (
+        column.asc() if wanted.ascending else column.desc(),
+        Artifact.id.asc() if wanted.ascending else Artifact.id.desc(),
+    )
     query = (
-        select(Artifact)
+        select(Artifact.id)  # and no more: all of the actor's are sorted
         .join(Artifact.project)
-        .options(contains_eager(Artifact.project))
-        .where(
-            Artifact.kind.in_(kinds),
-            Artifact.deleted_at.is_(None),
-            visible_projects(actor),
-            exists().where(Version.artifact_id == Artifact.id, *_ON_MAIN),
-        )
-        .order_by(
-            column.asc() if wanted.ascending else column.desc(),
-            Artifact.id.asc() if wanted.ascending else Artifact.id.desc(),
-        )
+        .where(Artifact.kind.in_(kinds), Artifact.deleted_at.is_(None), visible_projects(actor))
+        .order_by(*order)
         .limit(wanted.limit + 1)
     )
     if wanted.search:
@@ -66,7 +61,9 @@ def repositories(
         query = query.where(Project.name == wanted.author)
     if wanted.cursor:
         query = query.where(_behind(column, wanted))
-    found = session.scalars(query).all()
+    ids = session.scalars(query).all()
+    whole = select(Artifact).options(joinedload(Artifact.project)).where(Artifact.id.in_(ids))
+    found = session.scalars(whole.order_by(*order)).all()
     page = found[: wanted.limit]
     heads = _heads(session, [artifact.id for artifact in page])
     files = _files(session, list(heads.values())) if wanted.full else {}
