@@ -147,11 +147,11 @@ def _opened(blobs: Blobs, find: "_Find", file: ShardFile, start: int) -> Readabl
 
 def _take_up(session: Session, project_id: str, names: set[str]) -> None:
     """Renew the xorbs that a shard refers to. Raises UnknownXorb."""
-    unknown, ordered = set(names), sorted(names)
+    unknown, ordered, moment = set(names), sorted(names), now(session)
     for first in range(0, len(ordered), 1000):
         found = session.scalars(_kept(project_id, ordered[first : first + 1000])).all()
         for row in found:
-            row.touched_at = now(session)
+            row.touched_at = moment
         unknown -= {row.hash for row in found}
     if unknown:
         raise UnknownXorb(unknown)
