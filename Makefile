@@ -60,6 +60,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.train_throughput
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.footprint
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.hub --all
 
 # What dies in the middle, at length: real processes, then the simulation. FAULTS names a part.

@@ -13,31 +13,31 @@ from espalier.geometry import Geometry, Linear
 from espalier.specs import EvalSpec, FuseSpec, QuantizeSpec, TrainSpec
 
 COEFFICIENTS: dict[str, float] = {
-    "V": 3.57,
-    "V4": 0.19,
-    "layer": 8.37,
-    "scores": 1.12,
-    "f": 3.69,
-    "qk": 4.88,
-    "S": 1.19,
-    "g": 0.58,
-    "gqk": 13.02,
-    "gf": 0.94,
-    "r": 0.69,
+    "V": 3.54,
+    "V4": 0.22,
+    "layer": 8.39,
+    "scores": 1.1,
+    "f": 3.7,
+    "qk": 5.5,
+    "S": 1.15,
+    "g": 0.89,
+    "gqk": 12.72,
+    "gf": 1.45,
+    "r": 0.65,
     "low": 0.61,
-    "glow": 0.59,
-    "dora": 1.07,
-    "doraQ": 0.94,
+    "glow": 0.55,
+    "dora": 1.05,
+    "doraQ": 0.93,
     "gdora": 0.0,
-    "gdoras": 1.01,
-    "qwen3": 1.77,
-    "gemma": 0.4,
-    "phi3": 2.26,
+    "gdoras": 0.99,
+    "qwen3": 1.63,
+    "gemma": 0.34,
+    "phi3": 2.13,
     "mixtral": 2.0,
-    "T_lora": 0.93,
-    "T_full": 0.0,
-    "T_muon": 0.0,
-    "T_sum": 1.09,
+    "T_lora": 0.73,
+    "T_full": 0.68,
+    "T_muon": 0.12,
+    "T_sum": 1.26,
     "eV": 1.88,
     "eV4": 0.21,
     "eS": 1.5,
@@ -54,7 +54,8 @@ _PART = {
 def tokens(spec: TrainSpec | EvalSpec | FuseSpec | QuantizeSpec, longest: int | None) -> int:
     """Positions of one row: mlx-lm pads to a multiple of 32 and one, and shifts by one."""
     most = spec.max_seq_length
-    row = min(longest or most, most)
+    packed = isinstance(spec, TrainSpec) and spec.packing  # rows are filled up with others
+    row = most if packed else min(longest or most, most)
     return max(min(32 * ceil(row / 32) + 1, most) - 1, 1)
 
 

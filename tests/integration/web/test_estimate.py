@@ -108,7 +108,6 @@ def test_shorter_rows_need_less(ready: Site) -> None:
         {**CONFIG, "num_hidden_layers": 10**40},
         {**CONFIG, "vocab_size": "many"},
         {**CONFIG, "quantization": {"bits": {"deep": 4}}},
-        b"[" * 40 + b"]" * 40,
     ],
 )
 def test_a_strange_config_is_said_to_be_unknown(site: Site, config: Any) -> None:
@@ -178,6 +177,6 @@ def test_a_config_is_read_from_the_store_once(ready: Site, monkeypatch: Any) -> 
 
 
 def test_a_model_of_a_public_hub_is_not_guessed_at(ready: Site) -> None:
-    found = explained(ready, model="hub:org/model")
+    found = explained(ready, model="hf:org/model")
     assert found["known"] is False
     assert "config.json" in found["why"]
