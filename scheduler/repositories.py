@@ -80,9 +80,7 @@ def _project(session: Session, actor: Actor, name: str) -> Project:
     try:
         return access.project_for(session, actor, name, create=actor.is_admin)
     except NotFound as error:
-        raise Forbidden(
-            error.detail, hint=f"{error.hint} An admin makes projects."
-        ) from error
+        raise Forbidden(error.detail, hint=f"{error.hint} An admin makes projects.") from error
 
 
 def check_free(session: Session, project: str, name: str, kind: ArtifactKind) -> None:
