@@ -42,10 +42,19 @@ def ready(site: Site) -> Site:
 
 
 def explained(site: Site, **spec: Any) -> dict[str, Any]:
-    answer = site.ada.post("/estimate", {"spec": {**SPEC, **spec}})
+    return answered(site, {"spec": {**SPEC, **spec}})
+
+
+def answered(site: Site, body: dict[str, Any]) -> dict[str, Any]:
+    answer = site.ada.post("/estimate", body)
     assert answer.status_code == 200, answer.json
-    found: dict[str, Any] = answer.json
+    found: dict[str, Any] = answer.get_json()
     return found
+
+
+def submitted(site: Site, spec: dict[str, Any]) -> str:
+    answer: Any = site.ada.post("/jobs", {"spec": spec}).json
+    return str(answer["id"])
 
 
 def gives(site: Site, **limits: int) -> None:
@@ -84,7 +93,7 @@ def test_get_takes_a_job_or_a_spec(ready: Site) -> None:
     posted = explained(ready)
     spec = json.dumps(SPEC)
     assert ready.ada.get("/estimate", query_string={"spec": spec}).json == posted
-    job = ready.ada.post("/jobs", {"spec": SPEC}).json["id"]
+    job = submitted(ready, SPEC)
     assert ready.ada.get("/estimate", query_string={"job": job}).json == posted
     with ready.database.reading() as session:
         assert estimates.needed(session, session.get_one(Job, job)) == posted["needs"]
@@ -96,7 +105,7 @@ def test_get_takes_a_job_or_a_spec(ready: Site) -> None:
 
 def test_shorter_rows_need_less(ready: Site) -> None:
     body = {"spec": SPEC, "longest": 100}
-    assert ready.ada.post("/estimate", body).json["needs"] < explained(ready)["needs"]
+    assert answered(ready, body)["needs"] < explained(ready)["needs"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +136,7 @@ def test_measured_jobs_correct_the_next_estimate(ready: Site) -> None:
     before = explained(ready)
     gives(ready, studio=512)
     for factor in (1.2, 1.5, 9.0):
-        job = ready.ada.post("/jobs", {"spec": SPEC}).json["id"]
+        job = submitted(ready, SPEC)
         with ready.database.transaction() as session:
             worker = session.scalars(select(Worker)).one()
             session.add(
@@ -145,15 +154,13 @@ def test_measured_jobs_correct_the_next_estimate(ready: Site) -> None:
     assert found["correction"] == {"ratio": pytest.approx(1.5), "attempts": 3, "chip": None}
     assert found["needs"] == pytest.approx(1.5 * before["needs"], rel=1e-6)
     assert found["workers"][0]["correction"]["chip"] == "studio chip"
-    other = ready.ada.post(
-        "/estimate", {"spec": {"kind": "eval", "model": "team/base", "data": "team/sql"}}
-    )
-    assert other.json["correction"] is None, "another kind of job has its own"
+    other = answered(ready, {"spec": {"kind": "eval", "model": "team/base", "data": "team/sql"}})
+    assert other["correction"] is None, "another kind of job has its own"
 
 
 def test_a_model_that_a_job_will_make_is_known_before_it_is_made(ready: Site) -> None:
     spec = {"kind": "quantize", "model": "team/base"}
-    first = ready.ada.post("/jobs", {"spec": spec}).json["id"]
+    first = submitted(ready, spec)
     explained(ready)  # reads the config
     whole = explained(ready)
     quantized = explained(ready, model=f"job:{first}")
@@ -169,7 +176,12 @@ def test_a_config_is_read_from_the_store_once(ready: Site, monkeypatch: Any) -> 
     explained(ready)
     opened: list[str] = []
     blobs = ready.services.blobs
-    monkeypatch.setattr(type(blobs), "open", lambda self, sha256, *a: opened.append(sha256) or [])
+
+    def note(self: Any, sha256: str, *more: Any) -> list[bytes]:
+        opened.append(sha256)
+        return []
+
+    monkeypatch.setattr(type(blobs), "open", note)
     explained(ready)
     assert opened == []
     with ready.database.reading() as session:

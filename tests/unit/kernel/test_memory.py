@@ -84,7 +84,7 @@ def test_what_saves_memory_is_seen_to() -> None:
     plain = needs().total
     assert needs(grad_checkpoint=True).total < plain
     assert needs({**CONFIG, "quantization": {"bits": 4, "group_size": 64}}).total < plain
-    short = {"batch_size": 1, "max_seq_length": 32}
+    short: dict[str, Any] = {"batch_size": 1, "max_seq_length": 32}
     assert needs(fine_tune_type="full", **short).total > needs(**short).total
     assert needs(optimizer="adam").total > needs(optimizer="adafactor").total
     assert needs(lora_parameters={"rank": 64}).total > plain
