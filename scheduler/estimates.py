@@ -124,7 +124,8 @@ def _model(
         maker = session.get(Job, item.from_job_id) if item.from_job_id else None
         return (_made(session, maker, depth) if maker else None), None
     files = session.scalars(select(VersionFile).where(VersionFile.version_id == item.version_id))
-    config, weights = None, 0
+    config: Mapping[str, Any] | None = None
+    weights = 0
     for file in files:
         if file.path == "config.json":
             row = session.get(ModelConfig, file.sha256)
@@ -215,7 +216,7 @@ def correction(
     return Correction(min(max(median(ratios), LEAST), MOST), len(ratios), chip)
 
 
-def _measured(facts: Facts, kind: Kind) -> Select[tuple[Attempt]]:
+def _measured(facts: Facts, kind: Kind) -> Select[Attempt]:
     """Succeeded attempts on this model with a measured peak, newest first."""
     query = (
         select(Attempt)
