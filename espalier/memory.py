@@ -23,9 +23,10 @@ from espalier.activations import (
 from espalier.geometry import BYTES, Geometry, UnknownModel, read
 from espalier.specs import EvalSpec, ExportSpec, FuseSpec, QuantizeSpec, Spec, TrainSpec
 
-#: What a child holds before any weight is read: Python, MLX, transformers. Seen on Linux.
+#: What a child holds before any weight is read: Python, MLX, transformers. An estimate, which
+#: measured peaks correct (scheduler.estimates).
 RUNTIME = 450 << 20
-#: What an allocator keeps beside the live tensors, as a share of what is not weights.
+#: What an allocator keeps beside the live tensors, as a share of what is not weights; as above.
 SLACK = 0.1
 #: Tokens of a row in an export's proof: the spec has no limit (worker.engine.export).
 _EXPORT_TOKENS = 2048
