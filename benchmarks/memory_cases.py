@@ -124,6 +124,13 @@ def held_out() -> list[Case]:
     return draw(2026, plan, HELD_OUT)
 
 
+def fitted(rounds: int = 4) -> list[Case]:
+    """The configurations that coefficients are fitted to: other shapes, and more architectures."""
+    archs = ("llama", "qwen2", "qwen3", "gemma", "phi3", "mixtral")
+    plan = [(arch, *method) for _ in range(rounds) for method in METHODS for arch in archs]
+    return draw(7, plan, FITTED)
+
+
 def draw(seed: int, plan: list[tuple[str, str, str, int]], space: Space = FITTED) -> list[Case]:
     """Return a case for each ``(arch, method, dtype, bits)``; method is a kind or a fine-tune."""
     rng = random.Random(seed)
