@@ -1,8 +1,8 @@
 """SQL as portable text: one file of JSON lines a table, taken in one read transaction.
 
 The same snapshot goes into SQLite and into PostgreSQL, whichever it came from. Left out is what
-is no longer true by the time it is read: presence, uploads under way, sessions, links and join
-tokens.
+is no longer true by the time it is read: presence, what lies in workers' caches, uploads under
+way, sessions, links and join tokens.
 """
 
 import hashlib
@@ -20,11 +20,13 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import Conflict, InvalidInput
 from scheduler.db import Database
-from scheduler.models import Base, Presence, Token, Upload, UploadPart
+from scheduler.models import Base, Presence, Token, Upload, UploadPart, Version, Worker, WorkerBlob
 from scheduler.models.base import Timestamp
 
 _ROWS = 500
-_LEFT_OUT = {Presence.__tablename__, UploadPart.__tablename__}
+_LEFT_OUT = {Presence.__tablename__, UploadPart.__tablename__, WorkerBlob.__tablename__}
+#: Where a running worker gives its blobs away, and the key to them: of that process alone.
+_NULLED = {Worker.__tablename__: ("shares_url", "shares_key")}
 #: Tokens that outlive a restore: those of programs and workers.
 _KEPT_TOKENS = {"personal", "worker"}
 
@@ -60,10 +62,13 @@ def revision(session: Session) -> str:
 def dump(session: Session, table: Table, path: Path) -> TableFile:
     """Write the table's rows, in the order of their keys, and have them on the disk."""
     digest, rows = hashlib.sha256(), 0
-    query = select(table).order_by(*table.primary_key.columns)
+    # A version refers to the one before it, whose number is lower.
+    first = (table.c.number,) if table.name == Version.__tablename__ else ()
+    query = select(table).order_by(*first, *table.primary_key.columns)
     with path.open("xb") as file:
         for row in session.execute(query.execution_options(yield_per=_ROWS)).mappings():
             values = {column.name: row[column] for column in table.columns}
+            values |= dict.fromkeys(_NULLED.get(table.name, ()))
             if not _is_kept(table, values):
                 continue
             line = json.dumps(values, default=_plain, ensure_ascii=False).encode() + b"\n"

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from espalier.messages import FileEntry
-from espalier.specs import Frozen, NameText
+from espalier.reftypes import NameText
+from espalier.specs import Frozen
 from espalier.states import ArtifactKind, JobState, Kind
 
 Search = Annotated[str, Field(max_length=200)]

@@ -9,7 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from espalier.errors import NotFound
-from espalier.specs import Frozen, NameText, ProjectText
+from espalier.reftypes import NameText, ProjectText
+from espalier.specs import Frozen
 from scheduler import access
 from scheduler.db import now
 from scheduler.models import User

@@ -15,7 +15,17 @@ from espalier.states import ArtifactKind
 from scheduler import access, gc, heads
 from scheduler.access import first_broken_audit
 from scheduler.db import Database, now
-from scheduler.models import Artifact, Attempt, Audit, Blob, Event, Job, Token, Upload, Worker
+from scheduler.models import (
+    Artifact,
+    Attempt,
+    Audit,
+    Blob,
+    Event,
+    Job,
+    Token,
+    Upload,
+    Worker,
+)
 from scheduler.store import Driver, open_driver
 from scheduler.store.base import blob_key
 from scheduler.store.directory import Directory
@@ -30,32 +40,6 @@ def shop(database: Database, tmp_path: Path) -> Shop:
     shop.begin("going-on")
     shop.stack.submit({"data": "team/wikisql"}, name="team/waiting")
     return shop
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Driver:
-    return open_driver(Settings(store_url=f"file://{tmp_path / 'elsewhere'}"))
-
-
-@pytest.fixture
-def new_url(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> str:
-    """An empty database, not migrated, of the other kind than the one that is saved."""
-    if not database_url.startswith("sqlite"):
-        return f"sqlite:///{tmp_path / 'new' / 'espalier.db'}"
-    return create_database(request.getfixturevalue("postgres_url"))
-
-
-@pytest.fixture
-def opened(new_url: str) -> Iterator[Callable[[], Database]]:
-    made: list[Database] = []
-
-    def make() -> Database:
-        made.append(Database(new_url))
-        return made[-1]
-
-    yield make
-    for database in made:
-        database.close()
 
 
 def rows(database: Database) -> dict[str, list[dict[str, Any]]]:
