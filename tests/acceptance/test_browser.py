@@ -1,5 +1,6 @@
 """The main job as a newcomer does it: in a browser, from the form to the GGUF file."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,5 +75,5 @@ def test_the_main_job_from_the_form(stack: Up, page: Page, tiny_model: Path, wik
     page.goto("/artifacts?kind=gguf")
     page.get_by_role("link", name="wikisql-lora").first.click()
     with page.expect_download() as download:
-        page.get_by_role("link", name=".gguf").first.click()
+        page.get_by_role("link", name=re.compile(r"Download .*\.gguf")).first.click()
     assert download.value.suggested_filename.endswith(".gguf")
