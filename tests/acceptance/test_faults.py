@@ -43,10 +43,11 @@ def test_a_killed_workers_job_succeeds_on_the_other(
 ) -> None:
     with up(tmp_path / "data", workers=2, settings=SHORT) as stack:
         _push(stack, tiny_model, dataset)
-        long, short = _train(stack, "long", 200), _train(stack, "short", 40)
-        for job_id in (long, short):
-            stack.wait_for(job_id, lambda j: j["state"] == "running")
-        first, second = stack.job(long)["worker"], stack.job(short)["worker"]
+        long, short = _train(stack, "long", 500), _train(stack, "short", 40)
+        # The short one may have ended before anybody looks.
+        first, second = (
+            stack.wait_for(job_id, lambda j: j["started_at"])["worker"] for job_id in (long, short)
+        )
         assert {first, second} == {"local-1", "local-2"}, "two jobs at once on two workers"
         stack.run("wait", short)
         events = stack.wait_for(long, lambda j: (j["metrics"].get("step") or 0) >= 25)

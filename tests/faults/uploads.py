@@ -51,6 +51,7 @@ class Relay:
         self._sent: list[tuple[str, int]] = []  # request line, bytes of its body so far
         self._total = 0
         self._hold_at: int | None = None
+        self._passed = self._answered = 0  # requests that went through whole, and answers
 
     def __enter__(self) -> "Relay":
         threading.Thread(target=self._accept, daemon=True).start()
@@ -81,6 +82,19 @@ class Relay:
             if process.poll() is not None:
                 assert process.returncode != 0, "the client has ended before it was killed"
                 process = start()
+
+    def settle(self) -> None:
+        """Wait until what went through whole has been answered: whose answer is lost, is sent
+
+        again, and nobody could know better.
+        """
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._answered >= self._passed, PATIENCE)
+
+    def forget(self) -> None:
+        """Wait for no answer of a side that is dead."""
+        with self._changed:
+            self._passed = self._answered = 0
 
     def release(self) -> None:
         with self._changed:
@@ -116,12 +130,16 @@ class Relay:
                 threading.Thread(target=self._answer, args=(far, near), daemon=True).start()
                 with near.makefile("rb") as reader:
                     while self._request(reader, far):
-                        pass
+                        with self._changed:
+                            self._passed += 1
 
     def _answer(self, far: socket.socket, near: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := far.recv(_CHUNK):
                 near.sendall(data)
+                with self._changed:
+                    self._answered += data.count(b"HTTP/1.1 ")
+                    self._changed.notify_all()
         with contextlib.suppress(OSError):  # an early answer is read before its end is felt
             near.shutdown(socket.SHUT_WR)
         with contextlib.suppress(OSError):
@@ -297,12 +315,14 @@ def interrupted(
     relay.begin(int(points[0] * size))
     for following in (*points[1:], None):
         client = relay.held(client, start)
+        relay.settle()
         walk.repeated.append(_again(relay, there))
         if side == "client":
             client.kill()
             client.wait(PATIENCE)
         else:
             stack.server.kill()
+        relay.forget()
         there = stack.finished()
         room = None if following is None else int(following * size) - sum(there.values())
         relay.begin(None if room is None else max(MIB, room))
