@@ -5,7 +5,7 @@ Nothing is published that has not been looked into, natively (scheduler.publishi
 """
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from espalier.states import ArtifactKind
 from espalier.vetting import is_config, is_vetted, vet_file
 from scheduler import datasets
 from scheduler.blobs import Blobs
+from scheduler.streams import stream
 
 #: What loaders cannot do without: one of each group, by the file's name or its end.
 NEEDED: dict[ArtifactKind, tuple[tuple[str, ...], ...]] = {
@@ -86,24 +87,6 @@ def is_data(path: str) -> bool:
     return path in _SPLIT_FILES
 
 
-class _Chunks(io.RawIOBase):
-    """A blob's chunks as a raw stream, fetched as far as somebody reads."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._left:
-            self._left = memoryview(next(self._chunks, b""))
-        size = min(len(buffer), len(self._left))
-        buffer[:size], self._left = self._left[:size], self._left[size:]
-        return size
-
-
 def reader(blobs: Blobs, sha256: str) -> io.BufferedReader:
     """Return a blob as a file that is read forward; what is not read is not fetched."""
-    return io.BufferedReader(_Chunks(blobs.open(sha256)))
+    return stream(blobs.open(sha256))

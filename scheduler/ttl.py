@@ -8,14 +8,14 @@ brought back.
 
 from datetime import timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
 
 from scheduler import retiring
 from scheduler.access import SYSTEM
 from scheduler.db import Database, now
 from scheduler.models import Alias, Artifact, Gate, Lineage, Project, Version
-from scheduler.registry import label, locked
+from scheduler.registry import head, label, locked
 
 
 def expire(database: Database, dry_run: bool = False) -> list[str]:
@@ -65,12 +65,7 @@ def _expire(database: Database, version_id: str) -> str | None:
 def _goes(session: Session, version: Version) -> bool:
     if version.artifact.project.ttl_days is None:  # taken back meanwhile
         return False
-    newest = select(func.max(Version.number)).where(
-        Version.artifact_id == version.artifact_id,
-        Version.branch == version.branch,
-        Version.deleted_at.is_(None),
-    )
-    if session.scalar(newest) == version.number:
+    if head(session, version.artifact, version.branch) is version:
         return False
     return retiring.why_kept(session, version) is None and not _is_below_gated(session, version)
 

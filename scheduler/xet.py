@@ -13,7 +13,6 @@ asking for known hashes would tell who has what.
 """
 
 import hashlib
-import io
 import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import timedelta
@@ -33,10 +32,13 @@ from scheduler.db import Database, now
 from scheduler.models import Blob, Project, XetXorb
 from scheduler.queries.blobs import held_by_person
 from scheduler.store.base import Readable
+from scheduler.streams import stream
 from scheduler.xetformat import Malformed, ShardFile, Term, Xorb, read_chunks, read_xorb
 
 #: How long a xorb stays after it was last referred to; clients forget theirs after 21 days.
 KEPT = timedelta(days=28)
+#: Bytes that are read ahead of a file that is put together.
+_BUFFER = 256 << 10
 
 
 class UnknownXorb(EspalierError):
@@ -142,7 +144,7 @@ def rebuild(
 
 
 def _opened(blobs: Blobs, find: "_Find", file: ShardFile, start: int) -> Readable:
-    return _stream(_content(blobs, find, file.terms(), start))
+    return stream(_content(blobs, find, file.terms(), start), _BUFFER)
 
 
 def _take_up(session: Session, project_id: str, names: set[str]) -> None:
@@ -202,7 +204,7 @@ def _content(blobs: Blobs, find: _Find, terms: Iterator[Term], start: int) -> It
             packed = blobs.open(sha256, first, ends[term.stop - 1] - first)
         except NotFound as error:  # the store has lost it
             raise UnknownXorb([term.xorb]) from error
-        for chunk in read_chunks(_stream(packed)):
+        for chunk in read_chunks(stream(packed, _BUFFER)):
             if start < len(chunk):
                 yield chunk[start:] if start else chunk
             start = max(0, start - len(chunk))
@@ -264,28 +266,3 @@ class _Window:
         data = self._source.read(min(size, self._left))
         self._left -= len(data)
         return data
-
-
-class _Pieces(io.RawIOBase):
-    """Pieces of bytes as a raw stream, fetched as far as somebody reads."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._left:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._left = memoryview(piece)
-        size = min(len(buffer), len(self._left))
-        buffer[:size], self._left = self._left[:size], self._left[size:]
-        return size
-
-
-def _stream(pieces: Iterator[bytes]) -> io.BufferedReader:
-    return io.BufferedReader(_Pieces(pieces), 256 << 10)

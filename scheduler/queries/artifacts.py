@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, select
 from sqlalchemy.orm import Session, aliased, contains_eager, selectinload
 
 from espalier.errors import NotFound
 from scheduler.access import Actor, visible_projects
 from scheduler.models import Alias, Artifact, FormerName, Job, Lineage, Project, User, Version
 from scheduler.queries import Document, stamp
+from scheduler.queries.newest import main_head
 from scheduler.registry import MAIN
 
 #: Artifacts an answer holds at most.
@@ -70,20 +71,10 @@ def list_artifacts(
 ) -> list[Document]:
     """Return artifacts that have a version, last changed first; ``latest`` is main's head."""
     newest = aliased(Version)
-    head = (
-        select(func.max(Version.number))
-        .where(
-            Version.artifact_id == Artifact.id,
-            Version.branch == MAIN,
-            Version.deleted_at.is_(None),
-        )
-        .correlate(Artifact)
-        .scalar_subquery()
-    )
     query = (
         select(Artifact, newest)
         .join(Artifact.project)
-        .join(newest, and_(newest.artifact_id == Artifact.id, newest.number == head))
+        .join(newest, and_(newest.artifact_id == Artifact.id, newest.number == main_head()))
         .options(contains_eager(Artifact.project), selectinload(Artifact.aliases))
         .where(visible_projects(actor), Artifact.deleted_at.is_(None))
         .order_by(Artifact.updated_at.desc(), Artifact.id.desc())

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, aliased, contains_eager
 from scheduler.access import Actor, visible_projects
 from scheduler.models import Alias, Artifact, Project, Version
 from scheduler.queries import Document, stamp
+from scheduler.queries.newest import main_head
 from scheduler.registry import MAIN
 
 #: Artifacts of one page.
@@ -94,20 +95,10 @@ def alias_names(session: Session, actor: Actor, limit: int = 100) -> list[str]:
 def _found(actor: Actor, filters: Filters) -> tuple[type[Version], Select[Artifact]]:
     """Return the alias of the head's table, and the query of artifacts with it, unordered."""
     head = aliased(Version)
-    newest = (
-        select(func.max(Version.number))
-        .where(
-            Version.artifact_id == Artifact.id,
-            Version.branch == MAIN,
-            Version.deleted_at.is_(None),
-        )
-        .correlate(Artifact)
-        .scalar_subquery()
-    )
     query = (
         select(Artifact)
         .join(Artifact.project)
-        .join(head, and_(head.artifact_id == Artifact.id, head.number == newest))
+        .join(head, and_(head.artifact_id == Artifact.id, head.number == main_head()))
         .where(visible_projects(actor), *_conditions(filters, head))
     )
     return head, query

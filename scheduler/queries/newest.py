@@ -1,0 +1,20 @@
+"""The version that lists show of an artifact."""
+
+from sqlalchemy import ScalarSelect, func, select
+
+from scheduler.models import Artifact, Version
+from scheduler.registry import MAIN
+
+
+def main_head() -> ScalarSelect[int]:
+    """Return the number of main's head (registry.head), as part of a query over Artifact."""
+    return (
+        select(func.max(Version.number))
+        .where(
+            Version.artifact_id == Artifact.id,
+            Version.branch == MAIN,
+            Version.deleted_at.is_(None),
+        )
+        .correlate(Artifact)
+        .scalar_subquery()
+    )
