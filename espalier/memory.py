@@ -28,7 +28,7 @@ from espalier.specs import EvalSpec, ExportSpec, FuseSpec, QuantizeSpec, Spec, T
 RUNTIME = 450 << 20
 #: What an allocator keeps beside the live tensors, as a share of what is not weights; as above.
 SLACK = 0.1
-#: Tokens of a row in an export's proof: the spec has no limit (worker.engine.export).
+#: Tokens of a row in an export's proof: the spec has no limit (worker.engine.export.job).
 _EXPORT_TOKENS = 2048
 
 #: Bytes of one file of a model that mlx-lm writes.

@@ -103,7 +103,7 @@ def execute(job: Job) -> int:
     fault: Fault | None = None
     cancelled = False
     try:
-        engine = cast(_Engine, importlib.import_module(f"worker.engine.{Kind(job.task.kind)}"))
+        engine = cast(_Engine, importlib.import_module(f"worker.engine.{Kind(job.task.kind)}.job"))
         _limit_memory(job.task.memory_limit)
         engine.run(job)
     except Cancelled:

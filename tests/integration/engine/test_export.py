@@ -187,7 +187,7 @@ def test_a_wrong_pre_tokenizer_is_caught_by_the_proof(
     inside: ChildRunner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.engine.gguf_tokenizer.find_pre", lambda rules: "qwen2")
+    monkeypatch.setattr("worker.engine.export.gguf_tokenizer.find_pre", lambda rules: "qwen2")
     run = inside("export", {}, {"model": model, "data": dataset})
     assert run.error.code is Reason.PROOF_FAILED
     assert "tokenizer_match" in run.error.message

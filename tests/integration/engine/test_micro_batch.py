@@ -16,7 +16,7 @@ import pytest
 
 from tests.integration.engine.child import Child
 from tests.integration.engine.conftest import SHORT
-from worker.engine.step import grad_checkpoint
+from worker.engine.train.step import grad_checkpoint
 
 ChildRunner = Callable[..., Child]
 

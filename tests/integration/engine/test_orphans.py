@@ -88,7 +88,7 @@ def test_a_child_writes_its_stacks_when_it_is_asked_and_goes_on(
     ended = child("train", SHORT | {"steps_per_report": 1}, inputs, on_event=ask)
     assert ended.done.state == "succeeded"
     assert "most recent call first" in ended.log
-    assert "worker/engine/loop.py" in ended.log
+    assert "worker/engine/train/loop.py" in ended.log
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a Mac tells nobody that his parent died")

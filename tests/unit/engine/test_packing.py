@@ -13,11 +13,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.trainer import default_loss
 
 from tests.unit.engine.test_data import make_dataset
-from worker.engine import packing
 from worker.engine.data import padded, target_tokens
-from worker.engine.order import Epochs, epoch
 from worker.engine.report import BadInput
-from worker.engine.step import part_loss
+from worker.engine.train import packing
+from worker.engine.train.order import Epochs, epoch
+from worker.engine.train.step import part_loss
 
 LLAMA: dict[str, Any] = {
     "hidden_size": 64,

@@ -8,8 +8,8 @@ import pytest
 from espalier.errors import InvalidInput
 from espalier.states import Reason
 from worker.engine.__main__ import _fault
-from worker.engine.eval import overfit_step
-from worker.engine.gguf_tokenizer import find_pre
+from worker.engine.eval.job import overfit_step
+from worker.engine.export.gguf_tokenizer import find_pre
 from worker.engine.report import BadInput
 
 

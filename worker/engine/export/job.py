@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from espalier.specs import ExportSpec
 from espalier.states import ArtifactKind
-from worker.engine import gguf_writer
-from worker.engine.gguf_reader import Answer, Mismatch, Prompt, Reading
-from worker.engine.gguf_tokenizer import CHECK_TEXTS
+from worker.engine.export import gguf_writer
+from worker.engine.export.gguf_reader import Answer, Mismatch, Prompt, Reading
+from worker.engine.export.gguf_tokenizer import CHECK_TEXTS
 from worker.engine.measure import Limits, seed_everything
 from worker.engine.models import Loaded, dtype_of, facts, load_model, versions
 from worker.engine.proofs import HeldOut, Verdict, compare, held_out
-from worker.engine.quantize import cast
+from worker.engine.quantize.job import cast
 from worker.engine.report import Cancelled, Job, ProofFailed, log
 
 #: The share of greedy tokens that must be MLX's, by type; at 4 bits it is recorded only.
@@ -210,7 +210,7 @@ def _sort(
 def _ask(job: Job, reading: Reading) -> Answer:
     """Run the reader in a process of its own; raises ProofFailed when it cannot read the file."""
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", "worker.engine.gguf_reader"],
+        [sys.executable, "-P", "-m", "worker.engine.export.gguf_reader"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from worker.engine.data import Batches
-from worker.engine.packing import pack, room
+from worker.engine.train.packing import pack, room
 
 #: Batches whose rows are sorted by length together: enough to find rows alike, few enough for an
 #: epoch to stay mixed.

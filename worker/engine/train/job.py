@@ -11,13 +11,14 @@ from mlx_lm.utils import save_config
 
 from espalier.specs import TrainSpec
 from espalier.states import ArtifactKind
-from worker.engine import checkpoints, data, packing
+from worker.engine import data
 from worker.engine.adapters import load_adapter, save_adapter
-from worker.engine.loop import Loop
 from worker.engine.measure import Limits, measure, seed_everything
 from worker.engine.models import Loaded, facts, load_model
-from worker.engine.order import Epochs
 from worker.engine.report import BadInput, Job, log
+from worker.engine.train import checkpoints, packing
+from worker.engine.train.loop import Loop
+from worker.engine.train.order import Epochs
 
 _OPTIMIZERS = {
     "adam": optim.Adam,

@@ -1,7 +1,7 @@
 """The independent reader: llama.cpp, in a process of its own, told to read a GGUF file.
 
-``python -m worker.engine.gguf_reader`` takes one Reading as JSON on stdin and answers with one
-Answer as JSON on stdout; llama.cpp's own talk goes to stderr. It imports no MLX: the two
+``python -m worker.engine.export.gguf_reader`` takes one Reading as JSON on stdin and answers with
+one Answer as JSON on stdout; llama.cpp's own talk goes to stderr. It imports no MLX: the two
 implementations meet in token ids only.
 """
 

@@ -14,8 +14,8 @@ from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.tuner.trainer import grad_checkpoint as _mlx_lm_checkpoint
 
 from espalier.specs import TrainSpec
-from worker.engine import packing
 from worker.engine.data import padded, target_tokens
+from worker.engine.train import packing
 
 Step = Callable[[Any, Any, bool], tuple[Any, Any, Any]]
 

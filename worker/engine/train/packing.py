@@ -125,7 +125,7 @@ class Inside:
 def packed_loss(model: Any, tokens: Any, rows: Any, wanted: Any, total: Any) -> tuple[Any, Any]:
     """Return these packs' share of their batch's mean loss, and their target tokens.
 
-    ``total`` is the target tokens of the whole batch: see worker.engine.step.part_loss.
+    ``total`` is the target tokens of the whole batch: see worker.engine.train.step.part_loss.
     """
     inputs, mask = tokens[:, :-1], wanted[:, 1:]
     logits = model(inputs, cache=[Inside(rows[:, :-1])] * len(model.layers))

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from worker.engine.gguf_tokenizer import Vocabulary, read_vocabulary
+from worker.engine.export.gguf_tokenizer import Vocabulary, read_vocabulary
 from worker.engine.models import Loaded
 from worker.engine.report import BadInput
 

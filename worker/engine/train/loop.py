@@ -17,13 +17,13 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from espalier.specs import TrainSpec
 from espalier.states import Reason
-from worker.engine import checkpoints
 from worker.engine.adapters import adapter_name, save_adapter
-from worker.engine.checkpoints import Progress
 from worker.engine.data import Batches, split
 from worker.engine.measure import Limits, mean_loss
 from worker.engine.report import Cancelled, Fault, Job, log
-from worker.engine.step import Step, compile_step, grad_checkpoint, shape_of
+from worker.engine.train import checkpoints
+from worker.engine.train.checkpoints import Progress
+from worker.engine.train.step import Step, compile_step, grad_checkpoint, shape_of
 
 
 class Loop:

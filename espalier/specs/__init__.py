@@ -1,0 +1,46 @@
+"""What a job is asked to do: one frozen spec per kind, one validation for form, API, CLI, YAML.
+
+Keys, defaults and limits are mlx-lm 0.32.2's own (``mlx_lm/lora.py`` CONFIG_DEFAULTS,
+``convert.py``, ``fuse.py``). Model, data and adapter are artifact references (espalier.refs)
+where mlx-lm has paths.
+"""
+
+from espalier.specs.base import Frozen, MicroBatch, OnOom
+from espalier.specs.eval import EvalSpec
+from espalier.specs.export import ExportSpec
+from espalier.specs.fuse import FuseSpec
+from espalier.specs.parsing import from_mlx_lm, invalid, parse
+from espalier.specs.quantize import QuantizeSpec
+from espalier.specs.requests import (
+    OUTPUT_KIND,
+    SPECS,
+    JobRequest,
+    PipelineRequest,
+    PipelineStep,
+    Spec,
+)
+from espalier.specs.train import LoraParameters, LrSchedule, Optimizer, Order, TrainSpec
+
+__all__ = [
+    "OUTPUT_KIND",
+    "SPECS",
+    "EvalSpec",
+    "ExportSpec",
+    "Frozen",
+    "FuseSpec",
+    "JobRequest",
+    "LoraParameters",
+    "LrSchedule",
+    "MicroBatch",
+    "OnOom",
+    "Optimizer",
+    "Order",
+    "PipelineRequest",
+    "PipelineStep",
+    "QuantizeSpec",
+    "Spec",
+    "TrainSpec",
+    "from_mlx_lm",
+    "invalid",
+    "parse",
+]

@@ -1,0 +1,23 @@
+"""What the specs of all kinds share: strictness, and how much is computed at once."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Immutable, and strict about keys: a misspelt flag is an error, not a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+#: Rows of a batch that are computed together. It need not divide the batch: the last part is
+#: smaller. More than the batch is the whole batch.
+MicroBatch = Annotated[
+    int | None,
+    Field(ge=1, le=4096, description="rows computed at once; a batch is the sum of its parts"),
+]
+OnOom = Annotated[
+    Literal["adapt", "fail"],
+    Field(description="out of memory: hold less at once, same result; or fail"),
+]

@@ -1,0 +1,1 @@
+"""Export: files that other programs load, and the proof that they say the same."""

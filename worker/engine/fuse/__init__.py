@@ -1,0 +1,1 @@
+"""Fusing: adapters into their base, and the proof that nothing was lost."""

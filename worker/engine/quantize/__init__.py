@@ -1,0 +1,1 @@
+"""Quantization: fewer bits a weight, and what they cost."""
