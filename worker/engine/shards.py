@@ -14,6 +14,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,9 @@ def write_shards(
         if len(shards) > 1:
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         where |= dict.fromkeys(shard, name)
-        done = sum(sizes)
+        told = partial(_tell, advance, sum(sizes), total) if advance else None
         sizes.append(sum(int(value.nbytes) for value in shard.values()))
-        write_tensors(
-            directory / name, shard, (lambda n, d=done: advance(d + n, total)) if advance else None
-        )
+        write_tensors(directory / name, shard, told)
     index = {
         "metadata": {"total_size": total, "total_parameters": parameters},
         "weight_map": dict(sorted(where.items())),
@@ -118,6 +117,10 @@ def write_shards(
     path = directory / "model.safetensors.index.json"
     path.write_text(json.dumps(index, indent=4), encoding="utf-8")
     return Written(total, tuple(sizes), max(groups.values(), default=0))
+
+
+def _tell(advance: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    advance(before + done, total)
 
 
 def write_tensors(
