@@ -5,10 +5,12 @@ Keys, defaults and limits are mlx-lm 0.32.2's own (``mlx_lm/lora.py`` CONFIG_DEF
 where mlx-lm has paths.
 """
 
-from espalier.specs.base import Frozen, MicroBatch, OnOom
+from espalier.specs.base import Frozen, MicroBatch, OnOom, numbered, plain_role
+from espalier.specs.collection import HubData
 from espalier.specs.eval import EvalSpec
 from espalier.specs.export import ExportSpec
 from espalier.specs.fuse import FuseSpec
+from espalier.specs.optimizers import LrSchedule, Optimizer
 from espalier.specs.parsing import from_mlx_lm, invalid, parse
 from espalier.specs.quantize import QuantizeSpec
 from espalier.specs.requests import (
@@ -19,15 +21,17 @@ from espalier.specs.requests import (
     PipelineStep,
     Spec,
 )
-from espalier.specs.train import LoraParameters, LrSchedule, Optimizer, Order, TrainSpec
+from espalier.specs.train import FEATURES, LoraParameters, Order, TrainSpec
 
 __all__ = [
+    "FEATURES",
     "OUTPUT_KIND",
     "SPECS",
     "EvalSpec",
     "ExportSpec",
     "Frozen",
     "FuseSpec",
+    "HubData",
     "JobRequest",
     "LoraParameters",
     "LrSchedule",
@@ -42,5 +46,7 @@ __all__ = [
     "TrainSpec",
     "from_mlx_lm",
     "invalid",
+    "numbered",
     "parse",
+    "plain_role",
 ]

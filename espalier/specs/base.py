@@ -5,6 +5,17 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+def numbered(role: str, number: int) -> str:
+    """Return the role of the ``number``-th input of its kind: data, data_2, data_3."""
+    return role if number == 1 else f"{role}_{number}"
+
+
+def plain_role(role: str) -> str:
+    """Return a role without its number: what kind of thing the input is."""
+    name, _, number = role.rpartition("_")
+    return name if name and number.isdigit() else role
+
+
 class Frozen(BaseModel):
     """Immutable, and strict about keys: a misspelt flag is an error, not a default."""
 

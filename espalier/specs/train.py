@@ -1,11 +1,16 @@
 """Fine-tunes: the keys, defaults and limits of ``mlx_lm/lora.py``, and what is ours."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from espalier.reftypes import RefText
-from espalier.specs.base import Frozen, MicroBatch, OnOom
+from espalier.specs.base import Frozen, MicroBatch, OnOom, numbered
+from espalier.specs.collection import Collection
+from espalier.specs.optimizers import LrSchedule, Optimizer, OptimizerConfig
+from espalier.specs.services import Services
+from espalier.specs.sizes import Size
 
 
 class LoraParameters(Frozen):
@@ -17,20 +22,21 @@ class LoraParameters(Frozen):
     keys: tuple[str, ...] | None = None
 
 
-class LrSchedule(Frozen):
-    """mlx-lm's ``lr_schedule``: a function of ``mlx.optimizers`` with its positional arguments."""
-
-    name: Literal["cosine_decay", "exponential_decay", "step_decay", "linear_schedule"]
-    arguments: tuple[float, ...] = Field(min_length=1, max_length=4)
-    warmup: int = Field(0, ge=0)
-    warmup_init: float = Field(0.0, ge=0.0)
-
+#: Where a row's text lies, when not under mlx-lm's own keys.
+FEATURES = ("prompt_feature", "completion_feature", "text_feature", "chat_feature")
+_PLAIN = frozenset({"model", "data", "adapter"})
 
 Order = Annotated[
     Literal["shuffled", "bucketed", "mlx-lm"],
     Field(description="rows by (seed, epoch); of like length together; or as mlx_lm.lora draws"),
 ]
-Optimizer = Literal["adam", "adamw", "muon", "sgd", "adafactor"]
+Keep = Annotated[
+    Literal["best", "last"],
+    Field(
+        description="hand out the weights of the lowest validation loss, or of the last step (the"
+        " default with order mlx-lm)"
+    ),
+]
 
 
 class TrainSpec(Frozen):
@@ -41,7 +47,7 @@ class TrainSpec(Frozen):
     data: RefText = Field(description="data set with train and valid splits")
     fine_tune_type: Literal["lora", "dora", "full"] = "lora"
     optimizer: Optimizer = "adam"
-    optimizer_config: dict[Optimizer, dict[str, bool | float | list[float]]] = Field({})
+    optimizer_config: OptimizerConfig = Field({})
     seed: int = Field(0, ge=0, lt=2**32)
     num_layers: int = Field(16, ge=-1, description="layers to fine-tune, from the top; -1 is all")
     batch_size: int = Field(4, ge=1, le=4096)
@@ -51,6 +57,19 @@ class TrainSpec(Frozen):
     steps_per_report: int = Field(10, ge=1)
     steps_per_eval: int = Field(200, ge=1)
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
+    keep: Keep = "best"
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="stop after so many validations without improvement; empty: never"
+    )
+    early_stopping_min_delta: float = Field(
+        0.0, ge=0.0, le=100.0, description="nats; what lowers the validation loss by less is none"
+    )
+    divergence_limit: float = Field(
+        3.0,
+        ge=0.0,
+        le=1000.0,
+        description="nats; stop when the smoothed train loss stays so far above its lowest; 0: off",
+    )
     test: bool = Field(False, description="evaluate on the test split afterwards")
     test_batches: int = Field(500, ge=-1, description="-1 is the whole test set")
     max_seq_length: int = Field(2048, ge=8, le=1_048_576, description="tokens")
@@ -60,7 +79,7 @@ class TrainSpec(Frozen):
     order: Order = "shuffled"
     packing: bool = Field(False, description="several rows a sequence, each seeing only itself")
     on_oom: OnOom = "adapt"
-    clear_cache_threshold: int = Field(0, ge=0, description="bytes")
+    clear_cache_threshold: Size = Field(0, ge=0, description="bytes, or 2GB")
     lr_schedule: LrSchedule | None = None
     lora_parameters: LoraParameters = LoraParameters()
     mask_prompt: bool = False
@@ -69,6 +88,47 @@ class TrainSpec(Frozen):
     completion_feature: str | None = None
     text_feature: str | None = None
     chat_feature: str | None = None
+    hf_dataset: Collection = ()
+    report_to: Services = None
+    project_name: str | None = Field(
+        None, min_length=1, max_length=128, description="the project there; default: ours"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_of_collection(cls, given: Any) -> Any:
+        """``hf_dataset`` names its own data; mlx-lm does not look at ``data`` then."""
+        if not isinstance(given, dict) or given.get("data") or not given.get("hf_dataset"):
+            return given
+        listed = given["hf_dataset"]
+        first = listed[0] if isinstance(listed, list | tuple) else listed
+        path = first.get("path") if isinstance(first, dict) else getattr(first, "path", None)
+        return {**given, "data": path} if path else given
+
+    @model_validator(mode="after")
+    def _one_collection(self) -> "TrainSpec":
+        if not self.hf_dataset:
+            return self
+        if self.data != self.hf_dataset[0].path:
+            raise ValueError(
+                f"data is {self.data} and hf_dataset begins with {self.hf_dataset[0].path}: mlx-lm"
+                " reads hf_dataset alone, so leave data out"
+            )
+        here = [key for key in FEATURES if getattr(self, key)]
+        if here:
+            raise ValueError(f"{here[0]} belongs into the entries of hf_dataset")
+        without = [item.path for item in self.hf_dataset if self.test and not item.test_split]
+        if without:
+            raise ValueError(f"test is on, and hf_dataset names no test_split of {without[0]}")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_upstream(cls, data: Any) -> Any:
+        """What ``order: mlx-lm`` is compared with hands out the last weights."""
+        if isinstance(data, Mapping) and data.get("order") == "mlx-lm":
+            return {"keep": "last", **data}
+        return data
 
     @model_validator(mode="after")
     def _layers(self) -> "TrainSpec":
@@ -84,7 +144,28 @@ class TrainSpec(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _validates(self) -> "TrainSpec":
+        if self.early_stopping_patience is not None and self.val_batches == 0:
+            raise ValueError(
+                "early_stopping_patience counts validations, and val_batches 0 turns them off"
+            )
+        return self
+
     def refs(self) -> dict[str, str]:
         """Return role → reference of every input."""
         found = {"model": self.model, "data": self.data, "adapter": self.resume_adapter_file}
-        return {role: ref for role, ref in found.items() if ref}
+        further = {
+            numbered("data", number): item.path for number, item in enumerate(self.hf_dataset, 1)
+        }
+        return {role: ref for role, ref in (found | further).items() if ref}
+
+    def with_refs(self, changes: Mapping[str, str]) -> "TrainSpec":
+        """Return it with other references, by role."""
+        fields = {"adapter": "resume_adapter_file"}
+        plain = {fields.get(role, role): ref for role, ref in changes.items() if role in _PLAIN}
+        listed = tuple(
+            item.model_copy(update={"path": changes.get(numbered("data", number), item.path)})
+            for number, item in enumerate(self.hf_dataset, 1)
+        )
+        return self.model_copy(update={**plain, "hf_dataset": listed})
