@@ -15,6 +15,7 @@ from espalier.cli import (
     jobs,
     people,
     projects,
+    report,
     retiring,
     submit,
     up,
@@ -77,8 +78,8 @@ for module in (up, demo):
     module.register(app)
 app.command()(login)
 for further in (
-    submit, jobs, artifacts, aliases, retiring, compare, workers, people, projects, webhooks,
-    doctor, upkeep,
+    submit, jobs, report, artifacts, aliases, retiring, compare, workers, people, projects,
+    webhooks, doctor, upkeep,
 ):  # fmt: skip
     further.register(app)
 app.command()(version)

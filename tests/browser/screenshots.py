@@ -28,6 +28,7 @@ def addresses(site: Site) -> dict[str, str]:
         "job-laddered": f"/jobs/{team.laddered}",
         "job-preempted": f"/jobs/{team.preempted}",
         "job-set-aside": f"/jobs/{team.set_aside}",
+        "report": f"/jobs/{team.succeeded}/report",
         "submit": "/submit?train.model=team/qwen2.5-0.5b&train.data=team/wikisql"
         "&steps=eval&steps=fuse&steps=export",
         "data": "/data",

@@ -21,6 +21,7 @@ def test_every_page_opens_without_a_fault(page: Page, site: Site) -> None:
         "/",
         f"/jobs/{site.team.running}",
         f"/jobs/{site.team.succeeded}",
+        f"/jobs/{site.team.succeeded}/report",
         "/submit",
         "/submit?kind=eval",
         f"/submit?clone={site.team.succeeded}",

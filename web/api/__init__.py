@@ -17,6 +17,7 @@ from web.api import (
     mirror,
     people,
     projects,
+    reports,
     retiring,
     webhooks,
     workers,
@@ -35,8 +36,8 @@ def register(app: Flask) -> Blueprint:
     blueprint.before_request(auth.require_token)
     routes = Routes(blueprint, clean=refuse_unstorable)
     for part in (
-        jobs, estimate, artifacts, aliases, retiring, compare, workers, people, projects, webhooks,
-        mirror,
+        jobs, reports, estimate, artifacts, aliases, retiring, compare, workers, people, projects,
+        webhooks, mirror,
     ):  # fmt: skip
         part.add(routes)
     add_transfer(routes, owner=_owner, readable=_readable, held=_held)

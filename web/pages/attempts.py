@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from espalier.figures import duration, number, size
 from espalier.reasons import account
 from espalier.settings import Settings
 from espalier.states import ATTEMPT_LIVE, JOB_ENDED, AttemptState, Reason
-from web.pages.format import between, duration, number, size
+from web.pages.format import between
 
 #: Ends that a person or a more urgent job asked for: drawn as a pause.
 _PAUSES = (Reason.PAUSED, Reason.PREEMPTED)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from espalier.figures import METRICS, duration, number, size
 from espalier.states import JOB_ENDED, JobState
-from web.pages.format import between, clock, duration, moment, number, size
+from web.pages.format import between, clock, moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,21 +17,6 @@ class Fact:
     name: str
     value: str
     more: str = ""
-
-
-#: Metric → what a person calls it, in the order shown.
-_METRICS = {
-    "train_loss": "train loss",
-    "val_loss": "validation loss",
-    "test_loss": "test loss",
-    "perplexity": "perplexity",
-    "base_perplexity": "base perplexity",
-    "best_step": "best step",
-    "token_match": "tokens matched",
-    "bits_per_weight": "bits per weight",
-    "tokens_per_second": "tokens/s",
-    "tokens": "tokens",
-}
 
 
 def remaining(job: Mapping[str, Any], pace: tuple[int, float] | None) -> float | None:
@@ -62,7 +48,7 @@ def facts(job: Mapping[str, Any], left: float | None) -> list[Fact]:
     if left is not None:
         found.append(Fact("time left", f"≈ {duration(left)}"))
     metrics = job["metrics"]
-    found += [Fact(name, number(metrics[key])) for key, name in _METRICS.items() if key in metrics]
+    found += [Fact(name, number(metrics[key])) for key, name in METRICS.items() if key in metrics]
     if (memory := _memory(job)) is not None:
         found.append(memory)
     if job["started_at"]:

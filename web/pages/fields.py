@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from espalier.errors import InvalidInput
-from web.pages.format import number
+from espalier.figures import number
 
 #: What a reference field picks from.
 PICKS = {

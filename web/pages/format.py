@@ -13,6 +13,7 @@ from flask import Flask, request, url_for
 from markupsafe import Markup
 
 from espalier.errors import InvalidInput
+from espalier.figures import cell, duration, heading, number, size, title
 from espalier.refs import ArtifactRef, JobRef, parse_ref
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -49,61 +50,12 @@ def relative(seconds: float) -> str:
     raise AssertionError("the last step has no limit")
 
 
-def duration(seconds: float | None) -> str:
-    """Return "4.2 s", "3 min 20 s", "2 h 5 min"."""
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
-
-
 def between(start: str | datetime | None, end: str | datetime | None) -> float | None:
     """Return the seconds from start to end; to now while there is no end."""
     first = moment(start)
     if first is None:
         return None
     return ((moment(end) or datetime.now(UTC)) - first).total_seconds()
-
-
-def size(value: float | None) -> str:
-    """Return bytes as "512 B", "3.4 MiB", "21.3 GiB"."""
-    if value is None:
-        return "–"
-    amount = float(value)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return (
-                f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
-            )
-        amount /= 1024
-    return f"{amount:.1f} TiB"
-
-
-def number(value: Any) -> str:
-    """Return a number with the digits that matter; anything else as text."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "–"}[value]
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        whole = int(value)
-        return f"{whole:,}".replace(",", "\u202f") if abs(whole) >= 10_000 else str(whole)
-    if isinstance(value, float):
-        small = 0 < abs(value) < 0.001
-        return f"{value:.2e}" if small else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
-    return str(value)
-
-
-def cell(value: Any, column: str) -> str:
-    """Return a table's cell: bytes by their column's name, numbers in one width."""
-    if "bytes" in column and value is not None:
-        return size(value)
-    if isinstance(value, float) and 0.001 <= abs(value) < 10:
-        return f"{value:.4f}"
-    return number(value)
 
 
 def ref_url(text: str) -> str | None:
@@ -172,10 +124,12 @@ def register_filters(app: Flask) -> None:
         cell=cell,
         clock=clock,
         duration=duration,
+        heading=heading,
         number=number,
         ref_url=ref_url,
         shown=shown,
         size=size,
+        table_title=title,
         without=without,
         yaml=as_yaml,
     )

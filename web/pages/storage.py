@@ -6,6 +6,7 @@ from flask import flash, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from espalier.errors import Conflict, EspalierError
+from espalier.figures import size
 from scheduler import access, gc
 from scheduler.queries import Document
 from scheduler.queries import storage as queries
@@ -13,7 +14,6 @@ from web.api.mirror import overview
 from web.auth import actor
 from web.mirror import Wish
 from web.pages.blueprint import pages, reading
-from web.pages.format import size
 from web.services import services
 
 #: One sweep at a time in this process; two at once would do no harm, and twice the work.
