@@ -8,7 +8,8 @@ from espalier.errors import InvalidInput
 from espalier.refs import check_name, check_project, parse_artifact, parse_ref
 
 
-def _is_ref(text: str) -> str:
+def check_ref(text: str) -> str:
+    """Return a reference as it was written; raise ValueError when it is none."""
     try:
         parse_ref(text, project="x")
     except InvalidInput as error:
@@ -40,7 +41,7 @@ def _is_project(text: str) -> str:
         raise ValueError(error.detail) from error
 
 
-RefText = Annotated[str, Field(max_length=300), AfterValidator(_is_ref)]
+RefText = Annotated[str, Field(max_length=300), AfterValidator(check_ref)]
 OutputRef = Annotated[str, Field(max_length=200), AfterValidator(_is_output_ref)]
 NameText = Annotated[str, AfterValidator(_is_name)]
 ProjectText = Annotated[str, AfterValidator(_is_project)]
