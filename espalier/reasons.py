@@ -32,6 +32,7 @@ ACCOUNTS: dict[Reason, Account] = {
         "What it made failed its own proof, so nothing was published.", _NEVER
     ),
     Reason.NAN_LOSS: Account("The loss was no number any more.", _NEVER),
+    Reason.DIVERGED: Account("The train loss rose far above its lowest and stayed there.", _NEVER),
     Reason.OUT_OF_MEMORY: Account(
         "Memory ended.",
         "It goes on with less held at once, and with the same result; where nothing can be saved"

@@ -88,6 +88,7 @@ class Reason(StrEnum):
     BAD_INPUT = "bad_input"  # data, model or spec cannot work; not retried
     PROOF_FAILED = "proof_failed"  # it ran, and what it made is not good enough; not retried
     NAN_LOSS = "nan_loss"  # not retried
+    DIVERGED = "diverged"  # the train loss rose far above its lowest and stayed there; not retried
     OUT_OF_MEMORY = "out_of_memory"  # charged when the ladder has no rung left
     CODE_ERROR = "code_error"  # the engine raised
     KILLED = "killed"  # the child died by a signal it did not expect
@@ -107,7 +108,13 @@ class Reason(StrEnum):
 #: Failures of what was asked for: the same attempt would fail again. Of memory that ended only at
 #: the foot of the ladder: else the next attempt is not the same.
 NOT_RETRIED = frozenset(
-    {Reason.BAD_INPUT, Reason.PROOF_FAILED, Reason.NAN_LOSS, Reason.OUT_OF_MEMORY}
+    {
+        Reason.BAD_INPUT,
+        Reason.PROOF_FAILED,
+        Reason.NAN_LOSS,
+        Reason.DIVERGED,
+        Reason.OUT_OF_MEMORY,
+    }
 )
 #: Failures of machines: counted apart (``lost``), never charged to the user's ``max_attempts``.
 MACHINE_FAULTS = frozenset(

@@ -47,7 +47,9 @@ class TrainSpec(Frozen):
     data: RefText = Field(description="data set with train and valid splits")
     fine_tune_type: Literal["lora", "dora", "full"] = "lora"
     optimizer: Optimizer = "adam"
-    optimizer_config: OptimizerConfig = Field({})
+    optimizer_config: OptimizerConfig = Field(
+        {}, examples=['{"adamw": {"weight_decay": 0.01}}']
+    )
     seed: int = Field(0, ge=0, lt=2**32)
     num_layers: int = Field(16, ge=-1, description="layers to fine-tune, from the top; -1 is all")
     batch_size: int = Field(4, ge=1, le=4096)

@@ -20,6 +20,7 @@ from espalier.figures import number
 PICKS = {
     "model": "model",
     "data": "dataset",
+    "calibration": "dataset",
     "adapter": "adapter",
     "resume_adapter_file": "adapter",
 }
@@ -42,6 +43,7 @@ class FormField:
     choices: tuple[str, ...] = ()
     pick: str | None = None
     required: bool = False
+    example: str = ""
     error: str | None = None
 
 
@@ -84,6 +86,8 @@ def spread(prefix: str, spec: Mapping[str, Any]) -> dict[str, str]:
             typed |= spread(name, value)
         elif isinstance(value, bool):
             typed |= {name: "on"} if value else {}
+        elif isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
+            typed[name] = json.dumps(value)
         elif isinstance(value, list | tuple):
             typed[name] = ", ".join(_plain(item) for item in value)
         elif isinstance(value, Mapping):
@@ -142,6 +146,7 @@ def _field(
         choices=tuple(str(c) for c in get_args(kind)) if widget == "choice" else (),
         pick=PICKS.get(key),
         required=info.is_required() and len(path) == 1,
+        example=str(info.examples[0]) if info.examples else "",
         error=faults.get(name),
     )
 
@@ -157,7 +162,21 @@ def _widget(
         return "check"
     if kind in (int, float):
         return "number"
-    return "json" if get_origin(kind) is dict else "text"
+    return "json" if _is_structured(kind) else "text"
+
+
+def _is_structured(kind: Any) -> bool:
+    """Say whether a value of this type takes more than a line: a mapping, or several of them."""
+    if get_origin(kind) is dict:
+        return True
+    if get_origin(kind) is not tuple:
+        return False
+    item = _bare(get_args(kind)[0])
+    options = get_args(item) if get_origin(item) in (Union, UnionType) else (item,)
+    return any(
+        get_origin(o) in (dict, Mapping) or (isinstance(o, type) and issubclass(o, BaseModel))
+        for o in map(_bare, options)
+    )
 
 
 def _limits(info: FieldInfo) -> tuple[float | None, float | None, str]:
@@ -198,9 +217,9 @@ def _value(name: str, kind: Any, form: Mapping[str, str]) -> Any:
     text = form.get(name, "").strip()
     if not text:
         return None
-    if get_origin(kind) is tuple:
+    if get_origin(kind) is tuple and not text.startswith(("[", "{")):
         return [part for part in text.replace(",", " ").split() if part]
-    if get_origin(kind) is dict:
+    if get_origin(kind) in (dict, tuple):
         try:
             return json.loads(text)
         except ValueError as error:

@@ -16,10 +16,10 @@ FOLLOWING = (Kind.EVAL, Kind.FUSE, Kind.QUANTIZE, Kind.EXPORT)
 #: The keys that people change first; the rest is folded.
 FIRST = {
     Kind.TRAIN: "model data fine_tune_type iters batch_size learning_rate num_layers"
-    " lora_parameters.rank max_seq_length",
-    Kind.EVAL: "model adapter data split sweep compare_base",
+    " lora_parameters.rank max_seq_length packing early_stopping_patience",
+    Kind.EVAL: "model adapter data split sweep compare_base metrics",
     Kind.FUSE: "model adapter dequantize",
-    Kind.QUANTIZE: "model q_bits q_group_size",
+    Kind.QUANTIZE: "model method q_bits q_group_size variants max_size max_perplexity_increase",
     Kind.EXPORT: "model format type",
 }
 #: What surrounds a spec, as fields of the request.
