@@ -2,14 +2,15 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
-from mlx_lm.tuner.trainer import default_loss, evaluate
+from mlx_lm.tuner.trainer import evaluate
 
 from espalier.specs import EvalSpec, FuseSpec, QuantizeSpec, TrainSpec
 from worker.engine.data import Batches, padded, split
@@ -60,15 +61,31 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class RowLosses:
+    """What each row that was measured adds, in the order they were drawn in.
+
+    ``sums`` [rows] float64, nats over the row's target tokens; ``counts`` [rows] int64, how many
+    those are. The mean loss is ``sums.sum() / counts.sum()``.
+    """
+
+    sums: Any
+    counts: Any
+
+    def __len__(self) -> int:
+        return len(self.sums)
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """Mean loss over target tokens in nats, its exponential, and how many tokens there were."""
 
     loss: float
     tokens: int
+    rows: RowLosses | None = field(default=None, compare=False, repr=False)
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity(self.loss)
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -76,6 +93,23 @@ class Measured:
             "perplexity": self.perplexity,
             "tokens": self.tokens,
         }
+
+
+def perplexity(loss: float) -> float:
+    """The exponential of a loss in nats; infinite where a float cannot hold it."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def row_losses(model: Any, tokens: Any, spans: Any) -> tuple[Any, Any]:
+    """Return nats and target tokens of each row, both [rows], float32 and int32.
+
+    The terms of mlx-lm's ``default_loss`` (mlx_lm.tuner.trainer), before they are added up.
+    """
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    steps = mx.arange(1, targets.shape[1] + 1)
+    mask = mx.logical_and(steps >= spans[:, 0:1], steps <= spans[:, 1:])
+    terms = nn.losses.cross_entropy(model(inputs), targets) * mask
+    return terms.astype(mx.float32).sum(axis=1), mask.sum(axis=1)
 
 
 def mean_loss(
@@ -89,25 +123,38 @@ def mean_loss(
 
     ``advance`` is called after each part that was computed. Leaves the model in eval mode.
     """
+    measured = _measured(model, limits, limits.drawn(dataset, batches), advance)
+    return measured.loss, measured.tokens
+
+
+def _measured(
+    model: Any, limits: Limits, drawn: Iterable[Any], advance: Callable[[], None] | None
+) -> Measured:
+    sums: list[Any] = []
     counts: list[Any] = []
 
     def loss(model: Any, tokens: Any, spans: Any) -> tuple[Any, Any]:
-        value, count = default_loss(model, tokens, spans)
-        counts.append(count)
+        nats, targets = row_losses(model, tokens, spans)
+        # Kept unevaluated they would hold the part's logits with them.
+        mx.eval(nats, targets)
+        sums.append(np.array(nats, np.float64))
+        counts.append(np.array(targets, np.int64))
+        total = targets.sum()
         # A part without a target token has no mean, and no weight either.
-        return mx.where(count > 0, value, 0.0), count
+        return mx.where(total > 0, nats.sum() / total, 0.0), total
 
     mean = evaluate(
         model=model,
-        dataset=dataset,
+        dataset=None,
         batch_size=limits.batch_size,
         num_batches=-1,  # `drawn` counts
         max_seq_length=limits.max_seq_length,
         loss=loss,
-        iterate_batches=lambda **_: limits.drawn(dataset, batches),
+        iterate_batches=lambda **_: drawn,
         progress_callback=advance,
     )
-    return float(mean), int(mx.stack(counts).sum().item())
+    rows = RowLosses(np.concatenate(sums), np.concatenate(counts))
+    return Measured(float(mean), int(rows.counts.sum()), rows)
 
 
 def measure(
@@ -118,13 +165,27 @@ def measure(
     Without ``batches`` the order is drawn from ``limits.seed`` anew, so that two models are
     measured on the same rows. Raises Cancelled between batches.
     """
-    total, done = limits.count(dataset), count(1)
+    drawn = limits.drawn(dataset, batches or Batches(limits.seed))
+    return _told(job, model, limits, drawn, limits.count(dataset))
+
+
+def prepare(dataset: Any, limits: Limits) -> Sequence[Any]:
+    """Return all that `measure` would draw, tokenized and padded once, for several models."""
+    return list(limits.drawn(dataset, Batches(limits.seed)))
+
+
+def measure_prepared(job: Job, model: Any, limits: Limits, drawn: Sequence[Any]) -> Measured:
+    """Return the same as `measure`, of what `prepare` returned."""
+    return _told(job, model, limits, drawn, len(drawn) // limits.parts)
+
+
+def _told(job: Job, model: Any, limits: Limits, drawn: Iterable[Any], total: int) -> Measured:
+    done = count(1)
 
     def advance() -> None:
         job.advance(next(done) // limits.parts, total, "batches")
 
-    loss, tokens = mean_loss(model, dataset, limits, batches or Batches(limits.seed), advance)
-    measured = Measured(loss, tokens)
+    measured = _measured(model, limits, drawn, advance)
     log.info(
         "loss %.4f, perplexity %.4f over %d tokens",
         measured.loss,

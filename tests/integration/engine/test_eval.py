@@ -25,14 +25,23 @@ def test_sweep(trained: Child, inputs: dict[str, Path], child: ChildRunner) -> N
     assert list(losses) == [8, 16, 24]
     rows = run.tables()["checkpoints"].rows
     assert [row[0] for row in rows] == [8, 16, 24]
-    assert [row[3] for row in rows].count(True) == 1
-    assert min(rows, key=lambda row: row[1])[3]  # type: ignore[arg-type,return-value]
+    columns = run.tables()["checkpoints"].columns
+    best = columns.index("best")
+    assert [row[best] for row in rows].count(True) == 1
+    assert min(rows, key=lambda row: row[1])[best]  # type: ignore[arg-type,return-value]
+    low, high = columns.index("test_loss_low"), columns.index("test_loss_high")
+    assert all(row[low] < row[1] < row[high] for row in rows)  # type: ignore[operator]
     assert run.series("best_step")[24] in losses
     assert run.series("perplexity")[24] == pytest.approx(math.exp(losses[24]))
     proof = run.proofs()["perplexity_below_base"]
     assert proof.ok
     assert proof.value == run.series("perplexity")[24]
     assert proof.limit == run.series("base_perplexity")[24]
+    by_metric = {row[0]: row for row in run.tables()["metrics"].rows}
+    _, base, tuned, _, _, change, fell_by, at_most = by_metric["test_loss"]
+    assert (base, tuned) == (run.series("base_test_loss")[24], losses[24])
+    assert change == pytest.approx(tuned - base)  # type: ignore[operator]
+    assert fell_by <= change <= at_most < 0  # type: ignore[operator]
     report = json.loads((run.output("report") / "report.json").read_text())
     assert report["metrics"]["test_loss"] == losses[24]
     assert "| 24 |" in (run.output("report") / "report.md").read_text()
