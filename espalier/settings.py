@@ -68,6 +68,13 @@ class Settings(BaseSettings):
     spool_bytes: int = Field(64 << 20, gt=0, description="worker: unsent log text of an attempt")
     hang_first_seconds: float = Field(1800.0, gt=0, description="worker: for a first step")
     hang_floor_seconds: float = Field(120.0, gt=0, description="worker: for a step, at least")
+    warm_engine: bool = Field(True, description="worker: a process made ready before a job comes")
+    keep_base_seconds: float = Field(
+        600.0, ge=0, description="worker: an eval's base kept for the next eval on it; 0: never"
+    )
+    keep_base_bytes: int | None = Field(
+        None, gt=0, description="worker: memory of a kept base; default half of a job's"
+    )
     celery_events: bool = Field(False, description="send Celery's events, for Flower")
 
     @classmethod
