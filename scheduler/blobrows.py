@@ -2,6 +2,10 @@
 
 A row says: the store has these bytes, and they were read back and had this sha256. Whoever is
 about to refer to a blob touches its row, in the transaction that refers to it.
+
+Of a large file git has a pointer, a few lines with its sha256, and that pointer's name is the
+file's: no second digest is made of bytes that come by the gigabyte. Rows of before have the name
+that git would give the bytes themselves; nobody is told either.
 """
 
 import hashlib
@@ -15,10 +19,13 @@ from sqlalchemy.orm import Session
 from scheduler.db import now
 from scheduler.models import Blob
 
+#: Files above are large to git: known by their sha256, and kept behind a pointer.
+LARGE = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """Of one object: its sha256, its name as a git blob, its bytes."""
+    """Of one object: its sha256, its name as a git blob (a large one's pointer's), its bytes."""
 
     sha256: str
     git_oid: str
@@ -30,22 +37,44 @@ class Hashing:
 
     def __init__(self, size: int) -> None:
         self._sha256 = hashlib.sha256()
-        # Git's header says before the first byte how many there will be.
-        self._git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        self._git = None if size > LARGE else _git(size)
         self.done = 0
 
     def update(self, data: bytes) -> None:
         self._sha256.update(data)
-        self._git.update(data)
+        if self._git is not None:
+            self._git.update(data)
         self.done += len(data)
 
     def copy(self) -> "Hashing":
         other = Hashing.__new__(Hashing)
-        other._sha256, other._git, other.done = self._sha256.copy(), self._git.copy(), self.done
+        other._sha256, other.done = self._sha256.copy(), self.done
+        other._git = None if self._git is None else self._git.copy()
         return other
 
     def digests(self) -> Digests:
-        return Digests(self._sha256.hexdigest(), self._git.hexdigest(), self.done)
+        sha256 = self._sha256.hexdigest()
+        git = pointer_oid(sha256, self.done) if self._git is None else self._git.hexdigest()
+        return Digests(sha256, git, self.done)
+
+
+def _git(size: int) -> "hashlib._Hash":
+    # Git's header says before the first byte how many there will be.
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
+def pointer(sha256: str, size: int) -> bytes:
+    """Return what git keeps in a large file's place (git-lfs, docs/spec.md)."""
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
+    return text.encode("ascii")
+
+
+def pointer_oid(sha256: str, size: int) -> str:
+    """Return git's name of a large file's pointer."""
+    text = pointer(sha256, size)
+    found = _git(len(text))
+    found.update(text)
+    return found.hexdigest()
 
 
 def digests(data: Iterable[bytes], size: int) -> Digests:

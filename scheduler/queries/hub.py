@@ -17,6 +17,7 @@ from espalier.errors import InvalidInput, NotFound
 from espalier.states import ArtifactKind
 from scheduler import branches, registry
 from scheduler.access import Actor
+from scheduler.blobrows import LARGE, pointer, pointer_oid
 from scheduler.cards import MAX_READ, read_card
 from scheduler.models import Artifact, Blob, Version, VersionFile
 from scheduler.queries import Document, stamp
@@ -24,9 +25,8 @@ from scheduler.queries.artifacts import find_artifact
 
 #: The branch that every repository has.
 MAIN = "main"
-#: Files that clients expect behind an LFS pointer, beside those above LFS_BYTES.
+#: Files that clients expect behind an LFS pointer, beside those above LARGE.
 _LFS_SUFFIXES = (".safetensors", ".gguf", ".npz", ".parquet")
-LFS_BYTES = 1 << 20
 #: Slashes that a revision's name may have, where a path follows it.
 _DEEPEST = 8
 #: Keys of a card that the Hub makes tags of, and what it puts before them.
@@ -36,8 +36,6 @@ _TAG_KEYS = {
     "datasets": "dataset:",
     "language": "",
 }
-#: Bytes of the pointer that git would keep in a large file's place.
-_POINTER_SIZE = 134
 
 #: Kinds of artifacts by the type of repository that they are.
 KINDS = {
@@ -80,6 +78,16 @@ class File:
         """The name of its bytes in clients' caches: sha256 of large files, else git's sha1."""
         return self.sha256 if self.is_large or self.git_oid is None else self.git_oid
 
+    @property
+    def oid(self) -> str | None:
+        """What git would call it: of a large file, the name of its pointer."""
+        return pointer_oid(self.sha256, self.size) if self.is_large else self.git_oid
+
+    @property
+    def lfs(self) -> Document:
+        """What is told of a large file besides, but for its digest."""
+        return {"size": self.size, "pointerSize": len(pointer(self.sha256, self.size))}
+
 
 @dataclass(frozen=True, slots=True)
 class Revision:
@@ -93,7 +101,7 @@ class Revision:
 
 def is_large(path: str, size: int) -> bool:
     """Say whether a file is known by its sha256, and uploaded by LFS; empty ones never are."""
-    return size > LFS_BYTES or (size > 0 and path.endswith(_LFS_SUFFIXES))
+    return size > LARGE or (size > 0 and path.endswith(_LFS_SUFFIXES))
 
 
 # --- Finding ------------------------------------------------------------------------------
@@ -230,9 +238,9 @@ def repo_document(
 def _sibling(file: File) -> Document:
     told: Document = {"rfilename": file.path, "size": file.size}
     if file.git_oid is not None:
-        told["blobId"] = file.git_oid
+        told["blobId"] = file.oid
     if file.is_large:
-        told["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": _POINTER_SIZE}
+        told["lfs"] = {"sha256": file.sha256, **file.lfs}
     return told
 
 
@@ -258,12 +266,12 @@ def entry(file: File) -> Document:
     """Return a file as trees list it."""
     found: Document = {
         "type": "file",
-        "oid": file.git_oid,
+        "oid": file.oid,
         "size": file.size,
         "path": file.path,
     }
     if file.is_large:
-        found["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": _POINTER_SIZE}
+        found["lfs"] = {"oid": file.sha256, **file.lfs}
     return found
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from espalier.errors import NotFound
 from espalier.states import JOB_OPEN
 from scheduler import heads
-from scheduler.blobrows import digests, mark_damaged
+from scheduler.blobrows import LARGE, digests, mark_damaged
 from scheduler.db import Database
 from scheduler.models import (
     Artifact,
@@ -130,7 +130,9 @@ class _Look:
             return "its bytes are not in the store"
         if found.sha256 != row.sha256:
             return f"its bytes have sha256 {found.sha256}"
-        return "" if found.git_oid == row.git_oid else f"its git oid is {found.git_oid}"
+        if row.size > LARGE or found.git_oid == row.git_oid:  # a large one's is of its pointer
+            return ""
+        return f"its git oid is {found.git_oid}"
 
     def _damaged(self, row: Blob, problem: str) -> None:
         with self._database.reading() as session:

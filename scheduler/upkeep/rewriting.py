@@ -223,7 +223,7 @@ class Writer:
             Blob(
                 sha256=sha256,
                 size=size,
-                git_oid=found.git_oid if found else git_oid,
+                git_oid=git_oid or (found.git_oid if found else ""),  # as its manifest has it
                 created_at=self._moment,
                 touched_at=self._moment,
                 damaged_at=None if found else self._moment,
