@@ -19,14 +19,16 @@ def command(
 ) -> str:
     """Return the ``espalier <kind> …`` that submits ``spec``, with the flags that differ only.
 
-    Keys that have no flag (``lr_schedule``, ``optimizer_config``, LoRA's ``keys``) follow as YAML
-    on standard input, as ``--config`` reads them.
+    Keys that have no flag (``lr_schedule``, ``optimizer_config``, ``hf_dataset``) follow as YAML on
+    standard input, as ``--config`` reads them.
     """
     words = ["espalier", spec.kind]
     nested: dict[str, Any] = {}
     for key, value, default in _changed(spec):
         flag = key.replace("_", "-")
-        if isinstance(value, dict | list):
+        if _is_list(value):
+            words += [f"--{flag}", ",".join(map(_text, value))]
+        elif isinstance(value, dict | list):
             nested[key] = value
         elif isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
@@ -49,14 +51,19 @@ def _changed(spec: BaseModel) -> Iterator[tuple[str, Any, Any]]:
             continue
         value, default = dumped[key], None if info.is_required() else info.default
         if isinstance(default, LoraParameters):
-            for inner, changed, usual in _changed(LoraParameters(**value)):
-                deep = isinstance(changed, list)
-                yield (key, {inner: changed}, None) if deep else (inner, changed, usual)
+            yield from _changed(LoraParameters(**value))
             continue
         if isinstance(value, dict):  # without a default of its own: all that was said
             value = {k: v for k, v in value.items() if v is not None}
+        if isinstance(default, tuple):  # JSON has lists
+            default = list(default)
         if value != default:
             yield key, value, default
+
+
+def _is_list(value: Any) -> bool:
+    """Say whether a flag takes it, with commas."""
+    return isinstance(value, list) and not any(isinstance(item, dict | list) for item in value)
 
 
 def _text(value: Any) -> str:

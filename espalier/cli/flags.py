@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from espalier.specs import SPECS, JobRequest, LoraParameters
@@ -41,10 +41,10 @@ def request_flags() -> list[Parameter]:
 def gather(kind: Kind, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flags that were given as a piece of the spec's input."""
     found: dict[str, Any] = {}
-    for name, path, _ in _fields(SPECS[kind]):
+    for name, path, field in _fields(SPECS[kind]):
         if given.get(name) is not None:
             inside = found.setdefault(path, {}) if path else found
-            inside[name] = given[name]
+            inside[name] = _listed(given[name]) if is_list(field.annotation) else given[name]
     return found
 
 
@@ -59,21 +59,42 @@ def _fields(spec: type[BaseModel]) -> Iterator[tuple[str, str | None, FieldInfo]
             yield name, None, field
 
 
-def _plain_type(annotation: Any) -> Any:
-    """Return the type a flag has: int, float, str, bool or a Literal; None for anything deeper."""
+def _bare(annotation: Any) -> Any:
+    """Return a field's type without what may be absent and what is said about it."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _plain_type(get_args(annotation)[0])
+        return _bare(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
         inner = [arg for arg in get_args(annotation) if arg is not type(None)]
-        return _plain_type(inner[0]) if len(inner) == 1 else None
-    if origin is Literal or annotation in _PLAIN:
-        return annotation
-    return None
+        return _bare(inner[0]) if len(inner) == 1 else None
+    return annotation
+
+
+def is_list(annotation: Any) -> bool:
+    """Say whether a field is a list of plain values: its flag takes them with commas between."""
+    bare = _bare(annotation)
+    return get_origin(bare) is tuple and _plain_type(get_args(bare)[0]) is not None
+
+
+def _listed(text: str) -> list[str]:
+    return [part for part in (part.strip() for part in text.split(",")) if part]
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Return the type a flag has: int, float, str, bool or a Literal; None for anything deeper.
+
+    A list of those is a text.
+    """
+    bare = _bare(annotation)
+    if get_origin(bare) is Literal or bare in _PLAIN:
+        return bare
+    return str if is_list(bare) else None
 
 
 def _parameter(name: str, field: FieldInfo) -> Parameter:
     kind = _plain_type(field.annotation)
+    if any(isinstance(item, BeforeValidator) for item in field.metadata):
+        kind = str  # it is written in more ways than its type: 2GB
     flag = kebab(name)
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
@@ -91,7 +112,9 @@ def _help(field: FieldInfo) -> str:
         for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
             if isinstance(item, getattr(annotated_types, name.capitalize())):
                 notes.append(f"{sign} {getattr(item, name)}")
-    if not field.is_required() and field.default not in (None, ""):
+    if is_list(field.annotation):
+        notes.append("separated by commas")
+    if not field.is_required() and field.default not in (None, "", ()):
         on_off = "on" if field.default else "off"
         notes.append(f"default {on_off if isinstance(field.default, bool) else field.default}")
     words = [field.description or "", f"({', '.join(notes)})" if notes else ""]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
+from espalier import mlxlm
 from espalier.cli.common import JsonFlag, connect, print_json
 from espalier.cli.explain import ExplainFlag, explain
 from espalier.cli.flags import gather, kebab, request_flags, spec_flags
@@ -15,7 +16,7 @@ from espalier.cli.follow import follow, outcome, view
 from espalier.cli.show import Job, announce, summary
 from espalier.client import Client
 from espalier.errors import InvalidInput, NotFound
-from espalier.specs import JobRequest, PipelineRequest, from_mlx_lm, parse
+from espalier.specs import JobRequest, PipelineRequest, TrainSpec, from_mlx_lm, parse
 from espalier.states import Kind
 from espalier.yamlfile import read_yaml
 
@@ -40,6 +41,14 @@ _PUSH = {
     "adapter": "adapter",
     "resume_adapter_file": "adapter",
 }
+#: How a path of this machine begins, and how a file in an adapter's folder ends.
+_PATHS, _FILES = (".", "/", "~"), (".safetensors", ".jsonl")
+ByHandFlag = Annotated[
+    bool,
+    typer.Option(
+        "--by-hand", help="Print the mlx_lm.lora command that does the same; submit nothing."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -55,9 +64,13 @@ def _command(kind: Kind) -> Callable[..., None]:
         wait: bool = False,
         as_json: bool = False,
         explained: bool = False,
+        by_hand: bool = False,
         **given: Any,
     ) -> None:
         request = build(kind, read_yaml(config) if config else {}, given)
+        if by_hand and isinstance(request.spec, TrainSpec):
+            print(mlxlm.by_hand(request.spec))
+            return
         with connect() as client:
             if explained:
                 explain(client, _body(request), as_json=as_json)
@@ -72,6 +85,8 @@ def _command(kind: Kind) -> Callable[..., None]:
         inspect.Parameter("as_json", keyword, default=False, annotation=JsonFlag),
         inspect.Parameter("explained", keyword, default=False, annotation=ExplainFlag),
     ]
+    if kind is Kind.TRAIN:
+        own.append(inspect.Parameter("by_hand", keyword, default=False, annotation=ByHandFlag))
     parameters = [*spec_flags(kind), *request_flags(), *own]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -150,18 +165,21 @@ def _finish(
 
 
 def _refuse_paths(spec: Mapping[str, Any]) -> None:
-    for role in _PUSH:
-        value = spec.get(role)
-        if isinstance(value, str) and value.startswith((".", "/", "~")):
+    given = [(role, spec.get(role)) for role in _PUSH]
+    listed = spec.get("hf_dataset") or ()
+    given += [("data", item.get("path")) for item in listed if isinstance(item, Mapping)]
+    for role, value in given:
+        if isinstance(value, str) and (value.startswith(_PATHS) or value.endswith(_FILES)):
             raise _push_first(role, value)
 
 
 def _push_first(role: str, path: str) -> InvalidInput:
     """A directory of this machine where a reference is needed: say what to push."""
     flag = kebab(role)
+    folder = str(Path(path).parent) if path.endswith(_FILES) else path
     return InvalidInput(
         f"{flag} {path} is a path on this machine; a job runs on another and needs a reference.",
-        hint=f"Run `espalier {_PUSH[role]} push {path} PROJECT/NAME`, then give"
+        hint=f"Run `espalier {_PUSH[role]} push {folder} PROJECT/NAME`, then give"
         f" `{flag} PROJECT/NAME`.",
         errors=[{"loc": [flag], "msg": "a path, not a reference"}],
     )

@@ -9,9 +9,10 @@ from espalier.specs.base import Frozen, MicroBatch, OnOom, numbered, plain_role
 from espalier.specs.collection import HubData
 from espalier.specs.eval import EvalSpec
 from espalier.specs.export import ExportSpec
+from espalier.specs.foreign import from_mlx_lm
 from espalier.specs.fuse import FuseSpec
 from espalier.specs.optimizers import LrSchedule, Optimizer
-from espalier.specs.parsing import from_mlx_lm, invalid, parse
+from espalier.specs.parsing import invalid, parse
 from espalier.specs.quantize import QuantizeSpec
 from espalier.specs.requests import (
     OUTPUT_KIND,

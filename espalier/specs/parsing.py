@@ -1,11 +1,11 @@
 """One validation for form, API, CLI and YAML, and its faults as sentences."""
 
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from espalier.errors import InvalidInput
+from espalier.specs.foreign import advice
 from espalier.specs.requests import SPECS
 
 T = TypeVar("T")
@@ -33,6 +33,8 @@ def invalid(error: ValidationError) -> InvalidInput:
             if not (i and item["loc"][i - 1] == "spec" and p in kinds)
         ]
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden" and (known := advice(str(loc[-1]))):
+            message = known
         value = item.get("input")
         shown = (
             ""
@@ -46,23 +48,3 @@ def invalid(error: ValidationError) -> InvalidInput:
     return InvalidInput(
         f"{where}: {first['msg']}{more}" if where else f"{first['msg']}{more}", errors=faults
     )
-
-
-#: Keys of an ``mlx_lm.lora --config`` file that say where files lie on one machine: the job
-#: decides these itself.
-_LOCAL_KEYS = frozenset({"train", "adapter_path", "config", "report_to", "project_name"})
-
-
-def from_mlx_lm(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a ``mlx_lm.lora --config`` mapping as the input of TrainSpec.
-
-    Keys that only mean something on one machine are dropped, and so are nulls (mlx-lm's way of
-    saying "default"). Raises InvalidInput for ``trust_remote_code: true``.
-    """
-    if config.get("trust_remote_code"):
-        raise InvalidInput(
-            "trust_remote_code is true: code from a model repository is not run here.",
-            errors=[{"loc": ["trust_remote_code"], "msg": "must be false"}],
-        )
-    skip = _LOCAL_KEYS | {"trust_remote_code"}
-    return {k: v for k, v in config.items() if k not in skip and v is not None}

@@ -16,7 +16,7 @@ from espalier.yamlfile import parse_yaml, read_yaml
 
 NEEDED = {"model": "team/tiny", "data": "team/sql", "adapter": "team/sql-adapter"}
 #: Keys that only a config file can say.
-YAML_ONLY = {"kind", "lora_parameters", "lr_schedule", "optimizer_config"}
+YAML_ONLY = {"kind", "hf_dataset", "lora_parameters", "lr_schedule", "optimizer_config", "variants"}
 MLX_LM_CONFIG = """
 model: team/tiny
 train: true
@@ -104,6 +104,17 @@ def test_the_example_config_of_mlx_lm_is_read_as_it_is() -> None:
     assert spec.lora_parameters.keys == ("self_attn.q_proj", "self_attn.v_proj")
 
 
+def test_the_same_by_hand_is_printed_and_nothing_submitted(cli: CliRunner) -> None:
+    words = ["train", "--model", "hf:org/base", "--data", "team/sql", "--order", "mlx-lm"]
+    result = cli.invoke(app, [*words, "--keys", "self_attn.q_proj,self_attn.v_proj", "--by-hand"])
+    assert result.exit_code == 0, result.output
+    first, _, document = result.output.partition("\n")
+    assert first == "mlx_lm.lora --config /dev/stdin <<'YAML'"
+    config = parse_yaml(document.removesuffix("YAML\n"))
+    assert (config["model"], config["data"], config["train"]) == ("org/base", "team/sql", True)
+    assert config["lora_parameters"]["keys"] == ["self_attn.q_proj", "self_attn.v_proj"]
+
+
 def test_what_surrounds_the_spec_comes_from_flags() -> None:
     around = {"name": "team/mine", "project": "team", "priority": 5, "note": "a try"}
     request = build(Kind.EVAL, {}, _given(Kind.EVAL, **around))
@@ -169,6 +180,15 @@ def test_the_command_that_a_page_shows_submits_the_same_spec(
             {},
             "--resume-adapter-file ./adapters/0000100_adapters.safetensors is a path",
         ),
+        (
+            Kind.TRAIN,
+            {"resume_adapter_file": "adapters/0000100_adapters.safetensors"},
+            {},
+            "--resume-adapter-file adapters/0000100_adapters.safetensors is a path",
+        ),
+        (Kind.TRAIN, {"hf_dataset": {"path": "./rows"}}, {}, "--data ./rows is a path"),
+        (Kind.TRAIN, {}, {"clear_cache_threshold": "2TB"}, "write bytes, 512MB or 2GB"),
+        (Kind.TRAIN, {"lora_parameters": {"alpha": 16}}, {}, "--alpha: mlx-lm's LoRA takes scale"),
         (Kind.EVAL, {}, {"adapter": "a b"}, "--adapter: 'a b' is not an artifact reference"),
     ],
 )
@@ -187,8 +207,8 @@ def test_a_directory_in_place_of_data_is_answered_with_the_push_command(cli: Cli
 
 
 def test_a_request_without_model_names_the_flag(cli: CliRunner) -> None:
-    result = cli.invoke(app, ["fuse"])
+    result = cli.invoke(app, ["train"])
     assert result.exit_code == 2
     assert "--model: Field required" in result.stderr
-    assert "--adapter: Field required" in result.stderr
+    assert "--data: Field required" in result.stderr
     assert result.stdout == ""

@@ -5,8 +5,10 @@ import shlex
 import pytest
 import yaml
 
+from espalier.cli.submit import build
 from espalier.commandline import command
-from espalier.specs import EvalSpec, ExportSpec, LoraParameters, Spec, TrainSpec, from_mlx_lm, parse
+from espalier.specs import EvalSpec, ExportSpec, LoraParameters, Spec, TrainSpec, parse
+from espalier.states import Kind
 
 
 def test_only_what_differs_is_said() -> None:
@@ -41,6 +43,7 @@ def test_nothing_but_defaults_leaves_the_references() -> None:
         {"lr_schedule": {"name": "cosine_decay", "arguments": [1e-5, 100], "warmup": 10}},
         {"optimizer": "adamw", "optimizer_config": {"adamw": {"weight_decay": 0.1}}},
         {"num_layers": -1, "mask_prompt": True, "seed": 7},
+        {"data": None, "hf_dataset": [{"path": "team/d", "text_feature": "article"}]},
     ],
 )
 def test_flags_and_yaml_together_are_the_spec_again(changes: dict[str, object]) -> None:
@@ -62,6 +65,4 @@ def _read(text: str) -> Spec:
         else:
             assert pending
             flags[pending] = word
-    lora = {k: flags.pop(k) for k in ("rank", "dropout", "scale") if k in flags}
-    lora |= config.pop("lora_parameters", {})
-    return parse(TrainSpec, from_mlx_lm({**flags, **config, "lora_parameters": lora}))
+    return build(Kind.TRAIN, config, flags).spec
