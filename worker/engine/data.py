@@ -16,13 +16,11 @@ from mlx_lm.tuner.datasets import (
 )
 from mlx_lm.tuner.trainer import iterate_batches
 
-from espalier.specs import EvalSpec, TrainSpec
+from espalier.specs import FEATURES, EvalSpec, TrainSpec
 from worker.engine.report import BadInput
 
 #: A row of a data set: its tokens, and where what is to be learnt begins.
 Row = tuple[list[int], int]
-
-_FEATURES = ("prompt_feature", "completion_feature", "text_feature", "chat_feature")
 
 
 def read_rows(directory: Path, split: str) -> list[dict[str, Any]] | None:
@@ -70,20 +68,31 @@ def open_split(
     rows = read_rows(directory, split)
     if rows is None:
         return None
-    config = types.SimpleNamespace(mask_prompt=bool(spec and spec.mask_prompt))
-    for key in _FEATURES:
-        if value := getattr(spec, key, None):
+    masked = bool(spec and spec.mask_prompt)
+    return CacheDataset(checked(f"{split}.jsonl", rows, tokenizer, spec, masked))
+
+
+def checked(
+    name: str, rows: list[dict[str, Any]], tokenizer: Any, features: Any, mask_prompt: bool
+) -> Any:
+    """Return rows as mlx-lm's data set of their format; ``features`` may have its four keys.
+
+    Raises BadInput with ``name`` (of the file) and line.
+    """
+    config = types.SimpleNamespace(mask_prompt=mask_prompt)
+    for key in FEATURES:
+        if value := getattr(features, key, None):
             setattr(config, key, value)
     try:
         dataset = create_dataset(rows, tokenizer, config)
     except ValueError as error:
         raise BadInput(
-            f"{split}.jsonl: {str(error).splitlines()[0]}",
+            f"{name}: {str(error).splitlines()[0]}",
             "Rows hold text, prompt and completion, or messages; mask_prompt needs one of the"
             " latter two.",
         ) from error
-    _check_rows(f"{split}.jsonl", rows, dataset)
-    return CacheDataset(dataset)
+    _check_rows(name, rows, dataset)
+    return dataset
 
 
 def _needs(dataset: Any) -> dict[str, type]:
@@ -182,20 +191,25 @@ def target_tokens(rows: list[Row], max_seq_length: int) -> int:
     return sum(max(end - max(offset, 1) + 1, 0) for end, offset in ends)
 
 
+def cut(row: Row, max_seq_length: int) -> Row:
+    """Return a row as long as mlx-lm trains on it."""
+    tokens, offset = row
+    return tokens[:max_seq_length], offset
+
+
 class Batches:
     """mlx-lm's ``iterate_batches`` with a generator of its own that can be saved and restored.
 
     mlx-lm draws the order of batches, in training and in each validation, from numpy's global
     generator. The same draws are made here in the same order from a private one, so the batches
     are those of ``mlx_lm.lora``; and generator, permutation and position are one checkpoint's
-    worth of state. ``truncated`` is the longest row met that was cut to max_seq_length, in tokens.
+    worth of state.
     """
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.RandomState(seed)
         self.order: Any = np.zeros(0, np.int64)
         self.position = 0
-        self.truncated = 0
 
     def rows(
         self, dataset: Any, batch_size: int, max_seq_length: int, loop: bool = False
@@ -204,7 +218,7 @@ class Batches:
         groups = _groups(dataset, batch_size)
         draws = self._draw(len(groups)) if loop else iter(self.rng.permutation(len(groups)))
         for drawn in draws:
-            yield [self._cut(dataset[i], max_seq_length) for i in groups[drawn]]
+            yield [cut(dataset[i], max_seq_length) for i in groups[drawn]]
 
     def _draw(self, count: int) -> Iterator[int]:
         while True:
@@ -212,12 +226,6 @@ class Batches:
                 self.order, self.position = self.rng.permutation(count), 0
             self.position += 1
             yield int(self.order[self.position - 1])
-
-    def _cut(self, row: Row, limit: int) -> Row:
-        tokens, offset = row
-        if len(tokens) > limit:
-            self.truncated = max(self.truncated, len(tokens))
-        return tokens[:limit], offset
 
     def validating(self) -> "Batches":
         """Return what a validation draws from: as in mlx-lm, from the same generator."""

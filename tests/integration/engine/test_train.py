@@ -275,7 +275,6 @@ def test_full_fine_tune_with_mask_prompt_on_chat(
             "line 1 leaves no target token",
         ),
         ({"lora_parameters": {"keys": ["nowhere"]}}, {}, "keys names nowhere"),
-        ({"optimizer_config": {"adamw": {"speed": 1.0}}}, {}, "does not fit adamw"),
     ],
 )
 def test_bad_input_is_refused_before_a_step(

@@ -8,15 +8,15 @@ A checkpoint is a folder, written under another name and renamed when complete:
 ``optimizer.safetensors``      the optimizer's state
 ``gradients.safetensors``      only between two updates of an accumulation
 ``state.safetensors``          MLX's and numpy's generators, data order, running sums
-``state.json``                 step, position in the data, trained tokens
+``state.json``                 step, position in the data, trained tokens, best and guard
 ``<step>_adapters.safetensors``  the run's earlier checkpoints, so that none is lost with a worker
+``best_adapters.safetensors``    the weights of the lowest validation loss so far
 =============================  ==================================================
 """
 
 import json
-import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,17 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 from worker.engine.adapters import adapter_name, load_adapter, save_adapter
 from worker.engine.data import Batches
 from worker.engine.report import BadInput, write_json
+from worker.engine.train.best import Best
+from worker.engine.train.files import link
+from worker.engine.train.guards import Course
 
-#: Version of the layout above.
-FORMAT = 1
+#: Version of the layout above. 1 had neither best nor guard: a run goes on from it without.
+FORMAT = 2
 
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run is. Sums run since the last report and are MLX arrays, so nothing waits."""
+    """Where a run is. Sums run since the last report; ``saved`` is the last checkpoint's step."""
 
     step: int = 0
     losses: Any = field(default_factory=lambda: mx.array(0.0))
@@ -43,15 +46,9 @@ class Progress:
     seconds: float = 0.0
     trained_tokens: int = 0
     gradients: Any = None
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a finished file a second name; copy it where the disk has no hard links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    saved: int | None = None
+    best: Best = field(default_factory=Best)
+    course: Course = field(default_factory=Course)
 
 
 def save(
@@ -66,7 +63,8 @@ def save(
     partial.mkdir(parents=True)
     for path in adapter.glob("*_adapters.safetensors"):
         link(path, partial / path.name)
-    link(adapter / "adapter_config.json", partial / "adapter_config.json")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    write_json(partial / "adapter_config.json", config | {"step": progress.step})
     current = adapter / adapter_name(progress.step)
     if current.is_file():
         link(current, partial / "adapters.safetensors")
@@ -98,7 +96,8 @@ def _save_state(directory: Path, progress: Progress, batches: Batches) -> None:
         "seconds": progress.seconds,
         "trained_tokens": progress.trained_tokens,
         "batches": drawn["scalars"],
-        "truncated": batches.truncated,
+        "best": asdict(progress.best),
+        "course": asdict(progress.course),
     }
     write_json(directory / "state.json", scalars)
 
@@ -128,9 +127,8 @@ def restore(
         if name.startswith("batches.")
     }
     batches.restore({"arrays": drawn, "scalars": scalars["batches"]})
-    batches.truncated = scalars["truncated"]
     for path in directory.glob("*_adapters.safetensors"):
-        shutil.copyfile(path, adapter / path.name)
+        link(path, adapter / path.name)
     gradients = directory / "gradients.safetensors"
     return Progress(
         step=scalars["step"],
@@ -140,6 +138,9 @@ def restore(
         seconds=scalars["seconds"],
         trained_tokens=scalars["trained_tokens"],
         gradients=_load_like(model, gradients) if gradients.is_file() else None,
+        saved=scalars["step"],
+        best=Best(**scalars.get("best", {})),
+        course=Course(**scalars.get("course", {})),
     )
 
 

@@ -12,11 +12,12 @@ from mlx_lm.utils import save_config
 from espalier.specs import TrainSpec
 from espalier.states import ArtifactKind
 from worker.engine import data
-from worker.engine.adapters import load_adapter, save_adapter
+from worker.engine.adapters import load_adapter
 from worker.engine.measure import Limits, measure, seed_everything
 from worker.engine.models import Loaded, facts, load_model
-from worker.engine.report import BadInput, Job, log
+from worker.engine.report import BadInput, Job, log, write_json
 from worker.engine.train import checkpoints, packing
+from worker.engine.train.best import hand_out
 from worker.engine.train.loop import Loop
 from worker.engine.train.order import Epochs
 
@@ -30,7 +31,10 @@ _OPTIMIZERS = {
 
 
 #: What mlx-lm's own configuration does not know, and an adapter's does not need.
-_NOT_MLX_LM = {"kind", "resume_adapter_file", "micro_batch_size", "on_oom", "order", "packing"}
+_NOT_MLX_LM = {
+    *("kind", "resume_adapter_file", "micro_batch_size", "on_oom", "order", "packing", "keep"),
+    *("early_stopping_patience", "early_stopping_min_delta", "divergence_limit"),
+}
 
 
 def run(job: Job) -> None:
@@ -66,10 +70,12 @@ def run(job: Job) -> None:
     loop.run(splits["train"], splits.get("valid"))
 
     job.report.phase("saving")
-    save_adapter(loaded.model, adapter / "adapters.safetensors")
+    step = hand_out(loaded.model, adapter, progress.step, progress.best, spec.keep)
+    write_json(adapter / "adapter_config.json", config | {"step": step})
     if spec.test:
-        _test(job, spec, loaded.model, splits["test"], batches.validating())
-    job.report.output("adapter", ArtifactKind.ADAPTER, adapter, _meta(spec, loaded))
+        load_adapter(loaded.model, adapter / "adapters.safetensors")
+        _test(job, spec, loaded.model, splits["test"], batches.validating(), step)
+    job.report.output("adapter", ArtifactKind.ADAPTER, adapter, _meta(spec, loaded, progress, step))
 
 
 def make_batches(spec: TrainSpec) -> data.Batches:
@@ -225,19 +231,30 @@ def _log_size(model: Any) -> None:
     log.info("%.3f M trainable parameters", trained / 1e6)
 
 
-def _test(job: Job, spec: TrainSpec, model: Any, dataset: Any, batches: data.Batches) -> None:
+def _test(
+    job: Job, spec: TrainSpec, model: Any, dataset: Any, batches: data.Batches, step: int
+) -> None:
     """Measure the test split after training, as ``mlx_lm.lora --train --test`` does."""
     job.report.phase("testing")
     limits = Limits.of(spec)
     measured = measure(job, model, dataset, limits, batches)
-    job.report.metrics(spec.iters, **measured.metrics())
+    job.report.metrics(step, **measured.metrics())
 
 
-def _meta(spec: TrainSpec, loaded: Loaded) -> dict[str, Any]:
+def _meta(
+    spec: TrainSpec, loaded: Loaded, progress: checkpoints.Progress, step: int
+) -> dict[str, Any]:
+    """What the registry keeps of a run; ``step`` is that of the weights handed out."""
+    best = progress.best
     trained = sum(value.size for _, value in tree_flatten(loaded.model.trainable_parameters()))
     return {
         "fine_tune_type": spec.fine_tune_type,
         "iters": spec.iters,
+        "step": step,
+        "last_step": progress.step,
+        "best_step": best.step,
+        "best_val_loss": best.loss,
+        "stopped_early": best.stopped,
         "trained_parameters": int(trained),
         "base": facts(loaded),
     }

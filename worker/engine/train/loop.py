@@ -17,17 +17,24 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from espalier.specs import TrainSpec
 from espalier.states import Reason
-from worker.engine.adapters import adapter_name, save_adapter
+from worker.engine.adapters import save_adapter
 from worker.engine.data import Batches, split
 from worker.engine.measure import Limits, mean_loss
 from worker.engine.report import Cancelled, Fault, Job, log
 from worker.engine.train import checkpoints
+from worker.engine.train.best import BEST_FILE, write_weights
 from worker.engine.train.checkpoints import Progress
+from worker.engine.train.guards import PATIENCE, are_finite
 from worker.engine.train.step import Step, compile_step, grad_checkpoint, shape_of
 
 
 class Loop:
-    """One run over ``spec.iters`` steps, from wherever ``progress`` is."""
+    """One run over ``spec.iters`` steps, from wherever ``progress`` is.
+
+    mlx-lm validates before the first step, before every ``steps_per_eval``-th and before the last,
+    so that step 200's validation is of the weights of step 199. So does ``order: mlx-lm``; else a
+    validation comes after its step, and is its checkpoint's.
+    """
 
     def __init__(
         self,
@@ -46,7 +53,7 @@ class Loop:
         self.batches = batches
         self.progress = progress
         self.adapter = adapter
-        self._told_truncated = batches.truncated
+        self._upstream = spec.order == "mlx-lm"
         self._shape = shape_of(spec)
         self._validation = replace(Limits.of(spec), batches=spec.val_batches)
 
@@ -62,22 +69,32 @@ class Loop:
         self.model.train()
         drawn = self.batches.rows(train_set, spec.batch_size, spec.max_seq_length, loop=True)
         self.job.report.phase("training")
-        while progress.step < spec.iters:
+        if valid_set is not None and progress.step == 0 and not self._upstream:
+            self._validate(0, valid_set)
+        while not self._is_over():
             rows = next(drawn)
             it = progress.step + 1
-            if valid_set is not None and (
-                it == 1 or it % spec.steps_per_eval == 0 or it == spec.iters
-            ):
-                self._validate(it, valid_set)
+            if valid_set is not None and self._upstream and (it == 1 or self._is_due(it)):
+                self._validate(it - 1, valid_set)
+                if self._is_over():
+                    break
             began = time.perf_counter()
-            self._take(step, state, rows, it % spec.grad_accumulation_steps == 0)
+            loss = self._take(step, state, rows, it % spec.grad_accumulation_steps == 0)
             progress.seconds += time.perf_counter() - began
             progress.step = it
             progress.steps += 1
-            self._after_step()
+            self._guard(loss)
+            self._after_step(valid_set)
+        self._conclude()
 
-    def _take(self, step: Step, state: list[Any], rows: list[Any], update: bool) -> None:
-        """Take one step over a batch, whole or part by part.
+    def _is_over(self) -> bool:
+        return self.progress.step >= self.spec.iters or self.progress.best.stopped
+
+    def _is_due(self, it: int) -> bool:
+        return it % self.spec.steps_per_eval == 0 or it == self.spec.iters
+
+    def _take(self, step: Step, state: list[Any], rows: list[Any], update: bool) -> float:
+        """Take one step over a batch, whole or part by part; return its loss.
 
         A part is evaluated before the next is built, so that only its activations are in memory;
         gradient and loss of the batch are sums over its parts.
@@ -86,6 +103,7 @@ class Loop:
         shape = self._shape
         parts = split(rows, spec.micro_batch_size)
         total = mx.array(shape.targets(rows, spec.max_seq_length), mx.float32)
+        found = 0.0
         for number, part in enumerate(parts, 1):
             batch = tuple(shape.collate(part, spec.max_seq_length))
             batch = (*batch, total) if shape.shared else batch
@@ -97,50 +115,60 @@ class Loop:
             mx.eval(state, progress.losses, progress.tokens, progress.gradients)
             if mx.get_cache_memory() > spec.clear_cache_threshold:
                 mx.clear_cache()
+            found += float(loss.item())
+        return found
 
-    def _after_step(self) -> None:
+    def _after_step(self, valid_set: Any | None) -> None:
         spec, it = self.spec, self.progress.step
         self.job.report.progress(it, spec.iters, "steps")
         if it % spec.steps_per_report == 0 or it == spec.iters:
             self._report()
-        if self.batches.truncated > self._told_truncated:
-            self._tell_truncated()
-        cancelled = self.job.orders.cancelled and it < spec.iters
+        if valid_set is not None and not self._upstream and self._is_due(it):
+            self._validate(it, valid_set)
+        stopped = self.progress.best.stopped
+        cancelled = self.job.orders.cancelled and it < spec.iters and not stopped
         if it % spec.save_every == 0:
-            self._guard(float(self.progress.losses.item()))
-            save_adapter(self.model, self.adapter / adapter_name(it))
-            self._checkpoint()
+            self._check_weights()
+            write_weights(self.model, self.adapter, it, self.progress.best)
+            # What may be diverging must not take the place of the last good checkpoint.
+            if not self.progress.course.above or cancelled:
+                self._checkpoint()
         elif cancelled:
-            self._guard(float(self.progress.losses.item()))
+            self._check_weights()
             self._checkpoint()
         if cancelled:
             raise Cancelled
 
-    def _validate(self, it: int, valid_set: Any) -> None:
-        """Measure validation loss before step ``it``; it belongs to the step before."""
+    def _validate(self, step: int, valid_set: Any) -> None:
+        """Measure the validation loss of the weights of ``step``; keep them if it is the lowest."""
         self.job.report.phase("validating")
+        spec, best = self.spec, self.progress.best
 
         def alive() -> None:
             """Say that nothing hangs, though no step is done: on a GPU the CPU may rest."""
-            self.job.report.progress(it - 1, self.spec.iters, "steps")
+            self.job.report.progress(step, spec.iters, "steps")
 
         drawn = self.batches.validating()
         loss, _ = mean_loss(self.model, valid_set, self._validation, drawn, alive)
         self.model.train()
-        log.info("step %d: validation loss %.4f", it - 1, loss)
-        self._guard(loss, "validation ")
-        self.job.report.metrics(it - 1, val_loss=loss)
+        log.info("step %d: validation loss %.4f", step, loss)
+        if not math.isfinite(loss):
+            raise self._ended(Reason.NAN_LOSS, f"The validation loss became {loss} by step {step}.")
+        found = {"val_loss": loss}
+        if best.take(step, loss, spec.early_stopping_patience, spec.early_stopping_min_delta):
+            save_adapter(self.model, self.adapter / BEST_FILE)
+            found |= {"best_val_loss": loss, "best_step": step}
+        self.job.report.metrics(step, **found)
         self.job.report.phase("training")
 
     def _report(self) -> None:
-        """Report the mean loss since the last report; the only place that waits for a value."""
+        """Report the mean loss since the last report."""
         progress = self.progress
         loss = float(progress.losses.item()) / progress.steps
         tokens = int(progress.tokens.item())
         rate = tokens / progress.seconds
         learning_rate = float(self.optimizer.learning_rate.item())
         peak = int(mx.get_peak_memory())
-        self._guard(loss)
         progress.trained_tokens += tokens
         log.info(
             "step %d: train loss %.4f, %.0f tokens/s, learning rate %.3g, peak memory %.3f GB",
@@ -163,23 +191,65 @@ class Loop:
         checkpoints.save(
             directory, self.adapter, self.model, self.optimizer, self.progress, self.batches
         )
+        self.progress.saved = step
         self.job.report.checkpoint(step, directory)
 
-    def _guard(self, loss: float, what: str = "") -> None:
-        """Raise NAN_LOSS before broken weights are saved; mlx-lm saves them without a word."""
-        if math.isfinite(loss):
-            return
-        raise Fault(
-            Reason.NAN_LOSS,
-            f"The {what}loss became {loss} by step {self.progress.step + (what != '')}.",
-            "Lower learning_rate (a tenth is a good first try) or lora_parameters.scale; the last"
-            " checkpoint is sound.",
-        )
+    def _conclude(self) -> None:
+        """Say why a run is over before its last step, and whether training was worth it."""
+        self._check_weights()
+        best, step = self.progress.best, self.progress.step
+        if best.stopped:
+            delta = self.spec.early_stopping_min_delta
+            below = f"more than {delta:g} nats below" if delta else "below"
+            self.job.report.notice(
+                f"Stopped early after step {step} of {self.spec.iters}: {best.waited} validations"
+                f" in a row were not {below} {best.bar:.4f}. The lowest validation loss was"
+                f" {best.loss:.4f}, at step {best.step}."
+            )
+            self.job.report.progress(step, step, "steps")
+        if best.start is not None and best.loss is not None and best.loss >= best.start:
+            self.job.report.notice(
+                f"No validation loss was below that of before training, {best.start:.4f}: the"
+                f" lowest was {best.loss:.4f}, at step {best.step}. A lower learning_rate may"
+                " help.",
+                "warning",
+            )
 
-    def _tell_truncated(self) -> None:
-        self.job.report.notice(
-            f"A row of {self.batches.truncated} tokens is longer than max_seq_length"
-            f" {self.spec.max_seq_length} and was cut: the model does not learn its end.",
-            "warning",
+    def _guard(self, loss: float) -> None:
+        """Raise Fault before broken weights are saved; mlx-lm saves them without a word."""
+        progress, limit = self.progress, self.spec.divergence_limit
+        if not math.isfinite(loss):
+            raise self._ended(
+                Reason.NAN_LOSS, f"The train loss became {loss} in step {progress.step}."
+            )
+        course = progress.course
+        if course.take(loss, limit):
+            raise self._ended(
+                Reason.NAN_LOSS,
+                f"The run has diverged by step {progress.step}: for {PATIENCE} steps the smoothed"
+                f" train loss, now {course.smoothed:.3f}, was more than divergence_limit {limit:g}"
+                f" above its lowest, {course.lowest:.3f}.",
+            )
+
+    def _check_weights(self) -> None:
+        """Raise Fault for NaN or infinity in what is about to be kept.
+
+        A loss is of the weights before its step: broken gradients show in the next one's only.
+        """
+        progress = self.progress
+        trained = self.model.trainable_parameters()
+        if not are_finite(trained, self.optimizer.state, progress.gradients):
+            raise self._ended(
+                Reason.NAN_LOSS,
+                f"Weights or gradients became NaN or infinite in step {progress.step}.",
+            )
+
+    def _ended(self, reason: Reason, why: str) -> Fault:
+        saved = self.progress.saved
+        kept = "no checkpoint was made before" if saved is None else f"that of step {saved}"
+        return Fault(
+            reason,
+            f"{why} The last good checkpoint: {kept}.",
+            "Lower learning_rate (a tenth is a good first try) or lora_parameters.scale, or warm up"
+            " (lr_schedule.warmup).",
         )
-        self._told_truncated = self.batches.truncated

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from worker.engine.data import Batches
+from worker.engine.data import Batches, cut
 from worker.engine.train.packing import pack, room
 
 #: Batches whose rows are sorted by length together: enough to find rows alike, few enough for an
@@ -66,9 +66,9 @@ class Epochs(Batches):
                 self.position += 1
                 drawn = batches[self.position - 1]
                 if self._capacity is None:
-                    yield [self._cut(dataset[i], max_seq_length) for i in drawn]
+                    yield [cut(dataset[i], max_seq_length) for i in drawn]
                 else:
-                    yield [[self._cut(dataset[i], max_seq_length) for i in one] for one in drawn]
+                    yield [[cut(dataset[i], max_seq_length) for i in one] for one in drawn]
             self._epoch, self.position = self._epoch + 1, 0
             if not loop:
                 return

@@ -1,0 +1,58 @@
+"""What stops a run that cannot come to anything: NaN, infinity, and a loss that has run away."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+#: A step's share of the smoothed loss: about twenty steps count.
+_SHARE = 0.05
+#: Steps before the smoothed loss means anything.
+_WARM = 20
+#: Steps in a row that the smoothed loss has to be too high.
+PATIENCE = 50
+
+
+@dataclass(slots=True)
+class Course:
+    """The smoothed train loss of a run (nats), its lowest, and for how many steps it is too high.
+
+    One batch, or one bad epoch's worth of hard rows, moves the smoothed loss little; a run that
+    has diverged sits several nats above where it has been, and stays there.
+    """
+
+    mean: float = 0.0
+    seen: int = 0
+    lowest: float | None = None
+    above: int = 0
+
+    @property
+    def smoothed(self) -> float:
+        """The exponential mean, corrected for its start at zero."""
+        return self.mean / (1.0 - (1.0 - _SHARE) ** self.seen) if self.seen else 0.0
+
+    def take(self, loss: float, limit: float) -> bool:
+        """Take a step's loss; return whether the run has diverged.
+
+        It has when the smoothed loss was more than ``limit`` above its lowest for PATIENCE steps
+        in a row; a ``limit`` of 0 is none.
+        """
+        self.seen += 1
+        self.mean += _SHARE * (loss - self.mean)
+        if self.seen < _WARM:
+            return False
+        smoothed = self.smoothed
+        self.lowest = smoothed if self.lowest is None else min(self.lowest, smoothed)
+        too_high = limit > 0 and smoothed > self.lowest + limit
+        self.above = self.above + 1 if too_high else 0
+        return self.above >= PATIENCE
+
+
+def are_finite(*trees: Any) -> bool:
+    """Tell whether every number of these trees of arrays is one; None is an empty tree."""
+    arrays = [value for tree in trees if tree is not None for _, value in tree_flatten(tree)]
+    floats = [value for value in arrays if mx.issubdtype(value.dtype, mx.floating)]
+    if not floats:
+        return True
+    return bool(mx.all(mx.stack([mx.isfinite(value).all() for value in floats])).item())
