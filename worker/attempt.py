@@ -16,9 +16,10 @@ from espalier.messages import (
     OutputManifest,
     PhaseEvent,
 )
-from espalier.states import Reason
+from espalier.states import Kind, Reason
 from worker.cache import NoRoom
 from worker.disk import is_full
+from worker.idle import Base
 from worker.inputs import Fetched
 from worker.ledger import Ledger
 from worker.outputs import counting, failing, finish, publish
@@ -179,6 +180,13 @@ class Attempt:
             memory_limit=self._tools.memory_limit,
         )
 
+    def _base(self) -> Base | None:
+        """Return what tells an eval's base, blob by blob; None for what needs a clean process."""
+        if self.assignment.kind != Kind.EVAL:
+            return None
+        files = [e for i in self.assignment.inputs if i.role == "model" for e in i.files]
+        return frozenset((entry.path, entry.sha256) for entry in files) or None
+
     def _supervise(self, fetched: Fetched) -> None:
         """Run the child to its end. Raises Failed, or Stopped when it was asked to end."""
         self._phase("starting")  # importing MLX and mlx-lm takes seconds
@@ -189,6 +197,7 @@ class Attempt:
             self._reporter,
             self.stop,
             self._checkpoints.publish,
+            self._base(),
         )
         supervision.run()
         self._reporter.settle()

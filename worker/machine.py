@@ -115,16 +115,20 @@ def mac_memory_limit(total: int, wired_limit_mb: int) -> int:
     return max(min(recommended, total - RESERVE), total // 2)
 
 
-def keep_awake(pid: int) -> None:
-    """Keep a Mac from sleeping while ``pid`` lives; its display may. Elsewhere: nothing."""
+def keep_awake(pid: int) -> subprocess.Popen[bytes] | None:
+    """Keep a Mac from sleeping while ``pid`` and the returned process live; its display may.
+
+    Elsewhere: nothing.
+    """
     if sys.platform == "darwin" and (caffeinate := shutil.which("caffeinate")):
-        subprocess.Popen(
+        return subprocess.Popen(
             [caffeinate, "-is", "-w", str(pid)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+    return None
 
 
 class _RusageV2(ctypes.Structure):

@@ -29,6 +29,7 @@ from worker.cache import TRUSTED, BlobCache
 from worker.control import PREFIX, Control, patiently
 from worker.disk import sync, sync_path, write_whole
 from worker.holdings import Holdings
+from worker.idle import Idle, Limits
 from worker.inputs import Inputs
 from worker.ledger import Ledger
 from worker.machine import describe
@@ -91,6 +92,7 @@ class Service:
         self._holdings = Holdings(self._cache)
         self._sharing: Sharing | None = None
         self._runner: Runner | None = None
+        self._idle: Idle | None = None
         self._terms = 0
         self._status = 0
 
@@ -120,6 +122,8 @@ class Service:
     ) -> int:
         attempts = directory / "attempts"
         attempts.mkdir(exist_ok=True)
+        self._idle = self._children(directory / "idle", machine)
+        self._idle.start()
         self._runner = Runner(self._tools(welcome, machine), attempts, self.drain)
         for ledger in left:
             if ledger.attempt_id in welcome.inherited:
@@ -139,6 +143,8 @@ class Service:
         """Let children write a checkpoint and end; their jobs go on elsewhere."""
         log.info("stopping")
         grace = self._settings.cancel_grace_seconds + STOP_SECONDS
+        if self._idle:
+            self._idle.close()
         if self._runner:
             self._runner.stop(Why.WORKER_STOPPED, grace)
         celery_state.should_stop = 0
@@ -214,7 +220,18 @@ class Service:
             engine=self._engine,
             hang_first_seconds=self._settings.hang_first_seconds,
             hang_floor_seconds=self._settings.hang_floor_seconds,
+            idle=self._idle,
         )
+
+    def _children(self, directory: Path, machine: Machine) -> Idle:
+        config = self._settings
+        limits = Limits(
+            self._slots,
+            config.warm_engine,
+            config.keep_base_seconds,
+            config.keep_base_bytes or machine.memory_limit // 2,
+        )
+        return Idle(directory, limits, self._engine)
 
     def _consume(self, welcome: Welcome, runner: Runner) -> int:
         """Run Celery's worker in this thread until it is told to stop."""
@@ -243,6 +260,8 @@ class Service:
             worker.start()
             runner.join()
         finally:
+            if self._idle:
+                self._idle.close()
             self._ended.set()
             self._client.close()
         return self._status or worker.exitcode or 0

@@ -25,6 +25,7 @@ from espalier.messages import (
 from worker.child import SAMPLE_SECONDS, Child, Listeners
 from worker.diagnosis import Death, diagnose, hung, too_much
 from worker.groups import members
+from worker.idle import Base
 from worker.machine import jettisoned, oom_kills
 from worker.reporter import Reporter
 from worker.stacks import ask, sample
@@ -43,7 +44,10 @@ ANSWER_SECONDS = 5.0
 
 
 class Supervision:
-    """One child, from its start to its end. ``outputs`` are what it has announced."""
+    """One child, from its task to its end. ``outputs`` are what it has announced.
+
+    ``base`` tells the model of a job that may be done by a child that holds it already.
+    """
 
     def __init__(
         self,
@@ -53,9 +57,11 @@ class Supervision:
         reporter: Reporter,
         stop: Stop,
         on_checkpoint: Callable[[CheckpointEvent], None],
+        base: Base | None = None,
     ) -> None:
         self.outputs: list[OutputEvent] = []
         self._task = task
+        self._base = base
         self._tools = tools
         self._directory = directory
         self._scratch = Path(task.scratch_dir)
@@ -78,26 +84,41 @@ class Supervision:
         self._stop.watch(self._changed.set)
         self._stop.check()
         began, kills = time.time(), oom_kills()
-        listeners = Listeners(self._hear, self._reporter.log, self._sampled, self._changed.set)
-        record = self._directory / GROUP
-        child = Child(self._task, self._scratch, listeners, record, self._tools.engine)
+        child = self._take()
         try:
+            listeners = Listeners(self._hear, self._reporter.log, self._sampled, self._changed.set)
+            child.begin(self._task, listeners, self._directory / GROUP)
             self._watch(child)
         finally:
-            if not child.ended:
-                child.kill()
-            record.unlink(missing_ok=True)
+            self._give_back(child)
         self._stop.check()
         if self._done == "succeeded":  # its last word: every output stands
-            if child.exit_status != 0:
+            if child.exit_status:
                 log.warning("the child ended with %s after its work was done", child.exit_status)
             return
         raise Failed(self._sentence or self._why(child, began, oom_kills() - kills))
 
+    def _take(self) -> Child:
+        if self._tools.idle:
+            return self._tools.idle.take(self._base)
+        return Child(self._scratch, self._directory / GROUP, self._tools.engine)
+
+    def _give_back(self, child: Child) -> None:
+        """End the child, unless it may wait for another eval on the base that it holds."""
+        idle = self._tools.idle
+        if idle and self._base and child.resting and not self._stop.why:
+            idle.keep(child, self._base)
+            return
+        if not child.ended:
+            child.kill()
+        child.forget()
+        if idle:
+            idle.gone(child)
+
     def _watch(self, child: Child) -> None:
         """Wait for the child's end; order it to end when the attempt has to, then make it."""
         deadline: float | None = None
-        while not child.ended:
+        while not (child.ended or child.resting):
             self._changed.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
             self._changed.clear()
             if self._stop.why and deadline is None:
@@ -108,7 +129,7 @@ class Supervision:
             if self._stop.why >= Why.KILLED or (deadline and time.monotonic() >= deadline):
                 child.kill()
                 return
-            if not child.ended and (self._hang or self._sentence):
+            if not (child.ended or child.resting) and (self._hang or self._sentence):
                 self._put_down(child)
                 return
 

@@ -8,6 +8,7 @@ from espalier.settings import Settings
 from espalier.states import Reason
 from espalier.transfer import Transfer
 from worker.control import Control
+from worker.idle import Idle
 from worker.inputs import Inputs
 
 
@@ -24,6 +25,7 @@ class Tools:
     hang_first_seconds: float = Settings.model_fields["hang_first_seconds"].default
     hang_floor_seconds: float = Settings.model_fields["hang_floor_seconds"].default
     spool_bytes: int = Settings.model_fields["spool_bytes"].default
+    idle: Idle | None = None  # without, each job's child is started when the job comes
 
 
 class Failed(Exception):

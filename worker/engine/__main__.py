@@ -1,5 +1,9 @@
 """The child process: one EngineTask on stdin, events out, one job done.
 
+With ``--warm`` it makes itself ready before its task comes (worker.engine.warm). With ``--serve``
+it may be given an eval after an eval, if its base is still loaded (worker.engine.kept); every
+other job ends its process.
+
 Exit status: 0 succeeded or cancelled, 1 failed (an ErrorEvent says why), 3 the runner went away.
 """
 
@@ -22,6 +26,7 @@ from espalier.messages import EngineTask
 from espalier.states import Kind, Reason
 from worker.diagnosis import recognise
 from worker.engine.report import Cancelled, Fault, Job, Orders, Reporter
+from worker.serving import SERVE, WARM
 
 log = logging.getLogger("engine")
 
@@ -44,6 +49,8 @@ _MLX_SHARE = 0.95
 #: Of that, what MLX may keep of freed buffers: they fit later requests less and less, and nothing
 #: but this limit gives them back.
 _CACHE_SHARE = 0.5
+#: Limits that this process has set: a base that is kept must not count as Python's.
+_limits: set[int] = set()
 _PR_SET_PDEATHSIG = 1
 
 
@@ -76,13 +83,14 @@ def _limit_memory(limit: int | None) -> None:
 
     Whoever holds more is ended from outside; what MLX only keeps for later must not be the cause.
     """
-    if limit:
+    if limit and limit not in _limits:
         import mlx.core as mx
 
         held = psutil.Process().memory_info()
         share = max(int(_MLX_SHARE * limit) - (held.rss - getattr(held, "shared", 0)), limit // 2)
         mx.set_memory_limit(share)
         mx.set_cache_limit(int(_CACHE_SHARE * share))
+        _limits.add(limit)
 
 
 def _answer_to_the_worker() -> None:
@@ -121,6 +129,31 @@ def execute(job: Job) -> int:
     return 0
 
 
+def _serve(report: Reporter, orders: Orders, serving: bool) -> int:
+    """Run the task that comes; where ``serving``, and after an eval, those that come then."""
+    while True:
+        line = orders.task()
+        try:
+            task = EngineTask.model_validate_json(line)
+        except ValueError as error:
+            report.error(Reason.CODE_ERROR, f"The worker sent no valid task: {error}")
+            return 1
+        before = None
+        if serving:
+            from worker.engine.kept import Surroundings
+
+            before = Surroundings()
+            os.chdir(task.scratch_dir)
+        status = execute(Job(task, report.anew(), orders, serving))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if status or orders.cancelled or before is None or task.kind != Kind.EVAL:
+            return status
+        if not before.restore():
+            return status
+        report.ready()
+
+
 def main() -> int:
     _answer_to_the_worker()
     logging.basicConfig(
@@ -130,15 +163,15 @@ def main() -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.update(_ENVIRONMENT)
     report = Reporter.from_environment()
-    line = sys.stdin.readline()
-    try:
-        task = EngineTask.model_validate_json(line)
-    except ValueError as error:
-        report.error(Reason.CODE_ERROR, f"The worker sent no valid task: {error}")
-        return 1
-    orders = Orders(sys.stdin)
+    orders = Orders(sys.stdin, answer=report.ready)
     orders.listen()
-    return execute(Job(task, report, orders))
+    arguments = sys.argv[1:]
+    if WARM in arguments:
+        from worker.engine.warm import warm_up
+
+        warm_up(lambda: orders.waiting)
+        report.ready()
+    return _serve(report, orders, serving=SERVE in arguments)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal, TextIO
 
 from espalier.messages import (
@@ -28,6 +29,7 @@ from espalier.messages import (
     TableEvent,
 )
 from espalier.states import ArtifactKind, Reason
+from worker.serving import READY
 
 log = logging.getLogger("engine")
 
@@ -83,6 +85,16 @@ class Reporter:
         if not text.isdigit():
             sys.exit("ESPALIER_EVENTS_FD must name an open file descriptor; a worker sets it.")
         return cls(os.fdopen(int(text), "w", encoding="utf-8"))
+
+    def anew(self) -> "Reporter":
+        """Return one for another job, on the same pipe."""
+        fresh = Reporter(self._stream)
+        fresh._lock = self._lock
+        return fresh
+
+    def ready(self) -> None:
+        """Say that a task may come, or that somebody is there."""
+        self.emit(PhaseEvent(name=READY, time=time.time()))
 
     def emit(self, event: Event) -> None:
         line = event.model_dump_json() + "\n"
@@ -161,36 +173,56 @@ class Reporter:
 
 
 class Orders:
-    """Reads order lines from the runner; when they end, so does this process.
+    """Reads the runner's lines: tasks and orders; when they end, so does this process.
 
     A child must not outlive its runner: nobody would renew its lease or publish its work, and it
-    would hold the GPU. Its checkpoints are already published.
+    would hold the GPU. Its checkpoints are already published. An empty line asks whether anybody
+    is there, and ``answer`` is called.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, answer: Callable[[], None] = lambda: None) -> None:
         self._stream = stream
+        self._answer = answer
+        self._tasks: SimpleQueue[str] = SimpleQueue()
+        self._busy = threading.Event()
         self._cancelled = threading.Event()
         self._finished = threading.Event()
 
     def listen(self) -> None:
         threading.Thread(target=self._read, name="orders", daemon=True).start()
 
+    def task(self) -> str:
+        """Wait for a task's line."""
+        line = self._tasks.get()
+        self._finished.clear()
+        return line
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a task has come that nobody has taken."""
+        return not self._tasks.empty()
+
     def _read(self) -> None:
         for line in self._stream:
-            try:
-                order = Order.model_validate_json(line)
-            except ValueError:
-                log.warning("not an order: %.200s", line.strip())
-                continue
-            if order.order == "cancel":
-                log.info("cancel ordered")
-                self._cancelled.set()
+            if not line.strip():
+                self._answer()
+            elif (order := _order(line)) is not None:
+                if order.order == "cancel" and self._busy.is_set():
+                    log.info("cancel ordered")
+                    self._cancelled.set()
+            elif self._busy.is_set():
+                log.warning("neither an order nor wanted: %.200s", line.strip())
+            else:
+                self._cancelled.clear()
+                self._busy.set()
+                self._tasks.put(line)
         if not self._finished.is_set():
             os._exit(ORPHANED)
 
     def finish(self) -> None:
         """The job has ended: a runner that hangs up from now on is no orphan's parent."""
         self._finished.set()
+        self._busy.clear()
 
     @property
     def cancelled(self) -> bool:
@@ -202,6 +234,13 @@ class Orders:
             raise Cancelled
 
 
+def _order(line: str) -> Order | None:
+    try:
+        return Order.model_validate_json(line)
+    except ValueError:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One task with its way out (report) and its way in (orders)."""
@@ -209,6 +248,7 @@ class Job:
     task: EngineTask
     report: Reporter
     orders: Orders
+    serving: bool = False  # the process may be given another job on this one's base
 
     def input(self, role: str) -> Path | None:
         """The directory of an input, or None when the spec names none."""

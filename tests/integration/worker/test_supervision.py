@@ -175,8 +175,9 @@ def test_a_late_look_counts_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         scratch_dir=str(tmp_path),
     )
     listeners = Listeners(hear, lambda data: None, look, over.set)
-    child = Child(task, tmp_path, listeners, tmp_path / "group.json", ENGINE)
+    child = Child(tmp_path, tmp_path / "group.json", ENGINE)
     try:
+        child.begin(task, listeners, tmp_path / "group.json")
         assert enough.wait(60)
     finally:
         child.kill(at_once=True)
