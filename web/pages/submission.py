@@ -7,9 +7,11 @@ from typing import Any
 from werkzeug.datastructures import MultiDict
 
 from espalier.errors import EspalierError, InvalidInput
-from espalier.specs import SPECS, JobRequest, PipelineRequest, parse
+from espalier.specs import SPECS, JobRequest, PipelineRequest, from_mlx_lm, parse
 from espalier.states import Kind
+from espalier.yamlfile import parse_yaml
 from web.pages.fields import FormField, collect, fields_of, spread
+from web.pages.groups import Group, grouped
 
 #: The steps that may follow a train job, in their order.
 FOLLOWING = (Kind.EVAL, Kind.FUSE, Kind.QUANTIZE, Kind.EXPORT)
@@ -22,17 +24,19 @@ FIRST = {
     Kind.QUANTIZE: "model method q_bits q_group_size variants max_size max_perplexity_increase",
     Kind.EXPORT: "model format type",
 }
+#: What a later step takes from those before it.
+PIPED = frozenset({"model", "data", "adapter"})
 #: What surrounds a spec, as fields of the request.
 AROUND = ("priority", "max_attempts", "note")
 
 
 @dataclass(frozen=True, slots=True)
 class StepForm:
-    """The fields of one step: those shown, and those folded."""
+    """The fields of one step: those shown, and those folded, in groups."""
 
     kind: Kind
     first: tuple[FormField, ...]
-    rest: tuple[FormField, ...]
+    rest: tuple[Group, ...]
     ticked: bool
     unfold: bool
 
@@ -53,6 +57,32 @@ def read(form: MultiDict[str, str]) -> JobRequest | PipelineRequest:
         for step in (kind, *steps)
     ]
     return parse(PipelineRequest, {"steps": found, **around})
+
+
+def filled(form: MultiDict[str, str]) -> MultiDict[str, str]:
+    """Return the form with what its ``yaml`` says filled in: a spec, or mlx_lm.lora's config.
+
+    Raises InvalidInput for what is not YAML (line and column) and for keys that no field has.
+    """
+    kind = parse(Kind, form.get("kind", "train"))
+    given = parse_yaml(form.get("yaml", ""), "The YAML")
+    given = from_mlx_lm(given) if kind is Kind.TRAIN else given
+    if given.pop("kind", kind) != kind:
+        raise InvalidInput(f"The YAML is of another kind of job than this form: {kind}.")
+    unknown = sorted(given.keys() - SPECS[kind].model_fields.keys())
+    if unknown:
+        raise InvalidInput(
+            f"{', '.join(unknown)}: no {kind} job has such a key.",
+            errors=[{"loc": ["yaml"], "msg": f"unknown: {', '.join(unknown)}"}],
+        )
+    typed = MultiDict(form)
+    typed.pop("yaml", None)
+    for name, value in spread(kind, given).items():
+        typed[name] = value
+    for key, value in given.items():
+        if value is False:
+            typed.pop(f"{kind}.{key}", None)
+    return typed
 
 
 def following(form: MultiDict[str, str]) -> list[Kind]:
@@ -112,13 +142,13 @@ def _step(
 ) -> StepForm:
     every = fields_of(SPECS[step], step, form, wrong)
     if step is not kind:  # a later step takes its inputs from those before it
-        every = [field for field in every if field.pick is None]
+        every = [f for f in every if f.name.removeprefix(f"{step}.") not in PIPED]
     names = {f"{step}.{key}" for key in FIRST[step].split()}
     order = [f"{step}.{key}" for key in FIRST[step].split()]
     first = sorted((f for f in every if f.name in names), key=lambda f: order.index(f.name))
     rest = tuple(f for f in every if f.name not in names)
     unfold = any(f.error for f in rest)
-    return StepForm(step, tuple(first), rest, ticked, unfold)
+    return StepForm(step, tuple(first), grouped(step, rest), ticked, unfold)
 
 
 def cloned(document: Mapping[str, Any]) -> MultiDict[str, str]:

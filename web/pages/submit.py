@@ -16,7 +16,7 @@ from scheduler.queries.artifacts import list_artifacts
 from web.auth import actor
 from web.pages.blueprint import pages, reading
 from web.pages.fields import PICKS, FormField, fields_of
-from web.pages.submission import AROUND, cloned, faults, read, step_forms
+from web.pages.submission import AROUND, cloned, faults, filled, read, step_forms
 from web.services import services
 
 
@@ -40,6 +40,15 @@ def submission_created() -> AnyResponse | tuple[str, int]:
     except (InvalidInput, NotFound) as error:
         return _form(request.form, error), error.status
     return redirect(url_for("pages.job", job_id=first.id), 303)
+
+
+@pages.post("/submit/filled")
+def submission_filled() -> str | tuple[str, int]:
+    """Fill the form in from YAML; nothing is submitted."""
+    try:
+        return _form(filled(request.form), None)
+    except InvalidInput as error:
+        return _form(request.form, error), error.status
 
 
 def _submitted(db: Any, wanted: JobRequest | PipelineRequest) -> Job:

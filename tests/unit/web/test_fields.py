@@ -6,8 +6,9 @@ from werkzeug.datastructures import MultiDict
 from espalier.errors import InvalidInput
 from espalier.specs import SPECS, JobRequest, PipelineRequest, TrainSpec, parse
 from espalier.states import Kind
-from web.pages.fields import collect, fields_of, spread
-from web.pages.submission import FOLLOWING, cloned, faults, read, step_forms
+from web.pages.fields import FormField, collect, fields_of, spread
+from web.pages.groups import GROUPS
+from web.pages.submission import FOLLOWING, StepForm, cloned, faults, filled, read, step_forms
 
 FILLED = {
     "train.kind": "train",
@@ -70,6 +71,11 @@ def test_unreadable_json_names_its_field() -> None:
 # --- The whole form -----------------------------------------------------------------------
 
 
+def every(step: StepForm) -> list[FormField]:
+    """Return all fields of a step, shown or folded."""
+    return [*step.first, *(field for _, fields in step.rest for field in fields)]
+
+
 def form(*steps: Kind, **more: str) -> MultiDict[str, str]:
     pairs = [("kind", "train"), *FILLED.items(), *(("steps", step) for step in steps)]
     return MultiDict([*pairs, *((k.replace("__", "."), v) for k, v in more.items())])
@@ -113,13 +119,42 @@ def test_a_fault_finds_its_field() -> None:
             read(wanted)
         found = faults(refusal.value, wanted)
         assert list(found) == [name]
-        shown = [f for step in step_forms(wanted, found) for f in (*step.first, *step.rest)]
+        shown = [f for step in step_forms(wanted, found) for f in every(step)]
         assert [f.name for f in shown if f.error] == ([name] if "." in name else [])
 
 
 def test_a_later_step_does_not_ask_for_what_it_is_given() -> None:
     for step in step_forms(form(), {})[1:]:
-        assert all(field.pick is None for field in (*step.first, *step.rest))
+        assert not {f.name.split(".")[1] for f in every(step)} & {"model", "data", "adapter"}
+
+
+def test_every_setting_has_its_place_and_none_is_shown_twice() -> None:
+    for kind in Kind:
+        (step, *_) = step_forms(MultiDict({"kind": kind}), {})
+        shown = [f.name for f in every(step)]
+        assert sorted(shown) == sorted(f.name for f in fields_of(SPECS[kind], kind, {}, {}))
+        assert "More" not in [title for title, _ in step.rest], shown
+        named = {key for _, keys in GROUPS[kind] for key in keys.split()}
+        assert named <= set(SPECS[kind].model_fields) | {"grad_checkpoint", "clear_cache_threshold"}
+
+
+def test_yaml_fills_the_form_in() -> None:
+    config = "train: true\nbatch_size: 2\nmask_prompt: false\nlora_parameters: {rank: 4}"
+    wanted = filled(form(yaml=config))
+    spec = read(wanted)
+    assert isinstance(spec, JobRequest)
+    assert isinstance(spec.spec, TrainSpec)
+    assert (spec.spec.batch_size, spec.spec.iters, spec.spec.mask_prompt) == (2, 20, False)
+    assert spec.spec.lora_parameters.rank == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [", "line 1"), ("lora_rank: 3", "lora_rank"), ("kind: eval", "another kind")],
+)
+def test_yaml_that_fits_no_form_is_refused(text: str, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        filled(form(yaml=text))
 
 
 def test_a_clone_is_the_same_request() -> None:
