@@ -105,7 +105,10 @@ def make_task(
 ) -> EngineTask:
     """A task below ``directory``, with references made up for its inputs."""
     refs = {"model": "team/model", "data": "team/data", "adapter": "team/adapter"}
-    named = {role: refs[role] for role in inputs}
+    # Roles with a number, and adapters by their weights, are the spec's to name.
+    named = {role: refs[role] for role in inputs if role in refs}
+    if "adapters" in spec:
+        named.pop("adapter")
     if kind == "train" and "adapter" in named:
         named["resume_adapter_file"] = named.pop("adapter")
     for name in ("output", "scratch"):

@@ -1,82 +1,94 @@
-"""Fusing an adapter into its base, as ``mlx_lm.fuse``, with the proof that nothing was lost."""
+"""Fusing adapters into their base, or into one adapter, with the proof that nothing was lost."""
 
-from pathlib import Path
-
-from mlx.utils import tree_unflatten
-from mlx_lm.utils import dequantize_model, save
+from typing import Any
 
 from espalier.specs import FuseSpec
 from espalier.states import ArtifactKind
-from worker.engine.adapters import Adapter, apply_adapter, open_adapter
+from worker.engine.adapters import apply_adapter, open_adapter
+from worker.engine.fuse import merging, writing
+from worker.engine.fuse.merging import Part
 from worker.engine.measure import Limits, Measured, measure, seed_everything
-from worker.engine.models import Loaded, facts, load_model
-from worker.engine.proofs import Comparison, Verdict, compare, held_out
+from worker.engine.models import Loaded, facts, load_model, versions
+from worker.engine.proofs import Comparison, HeldOut, Verdict, compare, held_out
 from worker.engine.report import Job
 
 _COLUMNS = ("variant", "test_loss", "perplexity", "tokens")
 
 
 def run(job: Job) -> None:
-    """Fuse, read the result back from disk, and prove it against base + adapter."""
+    """Fuse, read the result back from disk, and prove it against base + adapters."""
     spec = job.task.spec
     assert isinstance(spec, FuseSpec)
     job.report.phase("loading")
     seed_everything(spec.seed)
-    adapter = open_adapter(job.need("adapter"))
-    tuned = load_model(job.need("model"))
-    limits = Limits.of(spec)
-    text = held_out(job, tuned, limits)
-    job.report.phase("testing the base")
-    base = measure(job, tuned.model, text.dataset, text.limits)
-    apply_adapter(tuned, adapter)
-
-    directory = job.output("model")
-    job.report.phase("fusing")
-    quantized = tuned.quantization is not None
-    fuse(job.need("model"), adapter, directory, dequantize=spec.dequantize)
+    parts = _parts(job, spec)
+    planned = writing.plan(job.need("model"), parts)
     job.orders.check()
 
+    tuned = load_model(job.need("model"))
+    text = held_out(job, tuned, Limits.of(spec))
+    job.report.phase("testing the base")
+    base = measure(job, tuned.model, text.dataset, text.limits)
+    _tune(tuned, parts)
+
+    directory = job.output(spec.output)
+    job.report.phase("fusing")
+    meta: dict[str, Any]
+    if spec.output == "adapter":
+        config = merging.write_adapter(merging.merge(parts), tuned, directory, spec.model)
+        meta = {"lora_parameters": config["lora_parameters"], "versions": versions()}
+        candidate = load_model(job.need("model"))
+        apply_adapter(candidate, open_adapter(directory))
+    else:
+        writing.write(planned, directory, spec.dequantize, job)
+        candidate = load_model(directory)
+        meta = facts(candidate)
+
     job.report.phase("proving")
-    fused = load_model(directory)
-    found = compare(job, tuned.model, fused.model, text)
-    _tell(job, base, found)
+    found = compare(job, tuned.model, candidate.model, text)
+    _tell(job, parts, base, found)
+    _judge(job, spec, tuned, text, base, found)
+    meta["fused_from"] = _sources(spec)
+    job.report.output(spec.output, ArtifactKind(spec.output), directory, meta)
+
+
+def _parts(job: Job, spec: FuseSpec) -> list[Part]:
+    """Open the adapters by their roles; raises BadInput for what is none or cannot be added."""
+    parts = [
+        Part(ref, open_adapter(job.need(role)), weight)
+        for role, (ref, weight) in spec.weighted().items()
+    ]
+    if len(parts) > 1 or parts[0].weight != 1 or spec.output == "adapter":
+        merging.check_mergeable(parts)
+    return parts
+
+
+def _tune(loaded: Loaded, parts: list[Part]) -> None:
+    """Put the adapters on a loaded base, each computed by itself: what the result must equal."""
+    if len(parts) == 1 and parts[0].weight == 1:
+        apply_adapter(loaded, parts[0].adapter)
+    else:
+        merging.stack(loaded, parts)
+
+
+def _judge(
+    job: Job, spec: FuseSpec, tuned: Loaded, text: HeldOut, base: Measured, found: Comparison
+) -> None:
+    """Record the proofs; raises ProofFailed when one does not hold."""
+    lossy = tuned.quantization is not None and spec.output == "model" and not spec.dequantize
     verdict = Verdict(job)
     detail = f"{found.reference.tokens} tokens of {text.source}; mean KL {found.mean_kl:.3g}"
     verdict.at_most("max_kl", found.max_kl, spec.max_kl, detail)
     difference = abs(found.perplexity_increase)
     verdict.at_most("perplexity_difference", difference, spec.max_perplexity_difference, detail)
-    if quantized and not spec.dequantize:
+    if lossy:
         verdict.at_least("adapter_retained", _retained(base, found), None, "share of its gain")
     verdict.close(
         "The base is quantized, and writing the adapter into its few bits lost it: set dequantize,"
         " and quantize the fused model afterwards."
-        if quantized and not spec.dequantize
+        if lossy
         else "Compare dtypes: a wider base, or a larger max_kl where the difference is harmless."
     )
-    meta = facts(fused) | {"fused_from": {"model": spec.model, "adapter": spec.adapter}}
-    job.report.output("model", ArtifactKind.MODEL, directory, meta)
-
-
-def fuse(base: Path, adapter: Adapter, directory: Path, dequantize: bool) -> None:
-    """Write base + adapter as one model. A quantized base is quantized again, its way.
-
-    mlx-lm dequantizes a layer, adds the update and quantizes at the layer's own bits and group.
-    """
-    loaded: Loaded = load_model(base)
-    apply_adapter(loaded, adapter)
-    model, config = loaded.model, dict(loaded.config)
-    fused = [
-        (name, module.fuse(dequantize=dequantize))
-        for name, module in model.named_modules()
-        if hasattr(module, "fuse")
-    ]
-    if fused:
-        model.update_modules(tree_unflatten(fused))
-    if dequantize:
-        model = dequantize_model(model)
-        config.pop("quantization", None)
-        config.pop("quantization_config", None)
-    save(directory, base, model, loaded.tokenizer, config, donate_model=True)
 
 
 def _retained(base: Measured, found: Comparison) -> float:
@@ -85,8 +97,16 @@ def _retained(base: Measured, found: Comparison) -> float:
     return (base.loss - found.candidate.loss) / gain if gain else 1.0
 
 
-def _tell(job: Job, base: Measured, found: Comparison) -> None:
-    rows = {"base": base, "base + adapter": found.reference, "fused": found.candidate}
+def _sources(spec: FuseSpec) -> dict[str, Any]:
+    if spec.adapter is not None:
+        return {"model": spec.model, "adapter": spec.adapter}
+    named = [{"adapter": ref, "weight": weight} for ref, weight in spec.weighted().values()]
+    return {"model": spec.model, "adapters": named}
+
+
+def _tell(job: Job, parts: list[Part], base: Measured, found: Comparison) -> None:
+    tuned = "base + adapter" if len(parts) == 1 else f"base + {len(parts)} adapters"
+    rows = {"base": base, tuned: found.reference, "fused": found.candidate}
     job.report.table(
         "fuse", _COLUMNS, [[name, m.loss, m.perplexity, m.tokens] for name, m in rows.items()]
     )
