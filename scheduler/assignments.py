@@ -27,6 +27,7 @@ from scheduler.blobrows import Digests
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
 from scheduler.models import Attempt, Job, JobInput, Version, Worker
+from scheduler.roles import role_kind
 
 
 def claim(session: Session, worker: Worker, attempt_id: str, message: Claim) -> Assignment:
@@ -97,7 +98,7 @@ def _input(session: Session, item: JobInput) -> Input:
         return Input(
             role=item.role,
             ref=item.ref,
-            kind=jobs.ROLE_KIND[item.role],
+            kind=role_kind(item.role),
             commit="",
             hub_repo=item.hub_repo,
             hub_revision=item.hub_revision,

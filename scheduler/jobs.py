@@ -20,7 +20,6 @@ from espalier.states import (
     NO_FAULTS,
     NOT_CHARGED,
     NOT_RETRIED,
-    ArtifactKind,
     AttemptState,
     JobState,
     Reason,
@@ -31,14 +30,7 @@ from scheduler.events import record
 from scheduler.locks import lock_job
 from scheduler.models import Attempt, Job, JobDependency, JobInput, Worker
 from scheduler.placement import Placement
-
-#: What an input's role needs the artifact to be.
-ROLE_KIND = {
-    "model": ArtifactKind.MODEL,
-    "data": ArtifactKind.DATASET,
-    "adapter": ArtifactKind.ADAPTER,
-}
-
+from scheduler.roles import role_kind
 
 # --- The two transition functions ---------------------------------------------------------
 
@@ -388,8 +380,8 @@ def output_of(session: Session, job_id: str, role: str, from_role: str | None) -
     source = session.get_one(Job, job_id)
     for version in source.outputs:
         named = from_role is not None and version.role == from_role
-        fits = from_role is None and version.artifact.kind == ROLE_KIND[role]
+        fits = from_role is None and version.artifact.kind == role_kind(role)
         if named or fits:
             return version.id
-    wanted = from_role or ROLE_KIND[role].value
+    wanted = from_role or role_kind(role).value
     raise NotFound(f"Job {job_id} ({source.kind}) made no {wanted}.")

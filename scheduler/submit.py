@@ -11,17 +11,17 @@ from sqlalchemy.orm import Session
 from espalier.errors import Conflict, InvalidInput, NotFound
 from espalier.ids import new_id
 from espalier.refs import ArtifactRef, HubRef, JobRef, Ref, StepRef, parse_artifact, parse_ref
-from espalier.specs import OUTPUT_KIND, JobRequest, PipelineRequest, Spec
-from espalier.states import JobState, Kind
+from espalier.specs import FuseSpec, JobRequest, PipelineRequest, Spec, TrainSpec
+from espalier.states import ArtifactKind, JobState, Kind
 from scheduler import access, lineage, quota, registry
 from scheduler.access import Actor
 from scheduler.db import now
 from scheduler.events import record
-from scheduler.jobs import ROLE_KIND, output_of
+from scheduler.jobs import output_of
 from scheduler.models import Artifact, Job, JobDependency, JobInput, Project, Version
+from scheduler.roles import field_of, output_kind, role_kind, spec_of
 
 DEFAULT_PROJECT = "team"
-_FIELD = {"adapter": {"train": "resume_adapter_file"}}
 _SUFFIX = {Kind.EVAL: "eval", Kind.FUSE: "fused", Kind.EXPORT: "gguf"}
 
 
@@ -103,13 +103,10 @@ def _bind_steps(spec: Spec, jobs: dict[str, str]) -> Spec:
     for role, text in spec.refs().items():
         ref = parse_ref(text, project=DEFAULT_PROJECT)
         if isinstance(ref, StepRef):
-            changes[field_of(spec.kind, role)] = str(JobRef(jobs[ref.step], ref.role))
-    return spec.model_copy(update=changes)
-
-
-def field_of(kind: str, role: str) -> str:
-    """Return the spec's field that holds the reference of an input's role."""
-    return _FIELD.get(role, {}).get(kind, role)
+            changes[role] = str(JobRef(jobs[ref.step], ref.role))
+    if isinstance(spec, TrainSpec | FuseSpec):
+        return spec.with_refs(changes)
+    return spec.model_copy(update={field_of(spec.kind, role): r for role, r in changes.items()})
 
 
 def _create(
@@ -189,7 +186,7 @@ def _input(session: Session, shared: _Setting, role: str, ref: Ref) -> JobInput:
 def _from_job(session: Session, shared: _Setting, item: JobInput, role: str, ref: JobRef) -> None:
     source = find_job(session, shared.actor, ref.job)
     if ref.role is None:
-        _check_kind(str(ref), role, OUTPUT_KIND[Kind(source.kind)])
+        _check_kind(str(ref), role, output_kind(spec_of(source)))
     if source.state in (JobState.FAILED, JobState.CANCELLED):
         raise Conflict(f"Job {source.id} was {source.state}: it has no output. Retry it first.")
     item.from_job_id, item.from_role = source.id, ref.role
@@ -198,8 +195,9 @@ def _from_job(session: Session, shared: _Setting, item: JobInput, role: str, ref
 
 
 def _check_kind(ref: str, role: str, kind: str) -> None:
-    if kind != ROLE_KIND[role]:
-        raise InvalidInput(f"{ref} is a {kind}: {role} needs a {ROLE_KIND[role].value}.")
+    needed = role_kind(role)
+    if kind != needed:
+        raise InvalidInput(f"{ref} is a {kind}: {role} needs a {needed.value}.")
 
 
 def _check_whole(version: Version) -> None:
@@ -240,7 +238,7 @@ def _inherited_data(session: Session, inputs: list[JobInput]) -> list[JobInput]:
 def _data_of_version(session: Session, version_id: str) -> Version | None:
     family = lineage.family(session, session.get_one(Version, version_id))
     for relative in family.ancestors:
-        if relative.version.artifact.kind == ROLE_KIND["data"]:
+        if relative.version.artifact.kind == ArtifactKind.DATASET:
             return relative.version
     return None
 
@@ -274,7 +272,7 @@ def _output_name(
         if given
         else ArtifactRef(project.name, _made_up(session, spec, inputs))
     )
-    kind = _output_kind(spec)
+    kind = output_kind(spec)
     existing = session.scalar(
         select(Artifact).where(
             Artifact.project_id == project.id,
@@ -289,12 +287,6 @@ def _output_name(
             errors=[{"loc": ["name"], "msg": f"taken by a {existing.kind}"}],
         )
     return str(ref)
-
-
-def _output_kind(spec: Spec) -> str:
-    if spec.kind == "export" and spec.format == "safetensors":
-        return "model"
-    return OUTPUT_KIND[Kind(spec.kind)]
 
 
 def _made_up(session: Session, spec: Spec, inputs: list[JobInput]) -> str:
