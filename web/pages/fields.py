@@ -127,7 +127,8 @@ def _field(
     name: str, info: FieldInfo, kind: Any, typed: Mapping[str, str], faults: Mapping[str, str]
 ) -> FormField:
     key = name.rsplit(".", 1)[1]
-    default = "" if info.is_required() or info.default is None else _plain(info.default)
+    is_empty = info.is_required() or info.default is None or info.default in ((), {})
+    default = "" if is_empty else _plain(info.default)
     low, high, limits = _limits(info)
     widget = _widget(key, kind)
     path = name.split(".")[1:]
