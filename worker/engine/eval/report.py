@@ -11,6 +11,7 @@ from espalier.states import ArtifactKind
 from worker.engine.adapters import Adapter
 from worker.engine.eval import sweep
 from worker.engine.eval.bootstrap import Interval
+from worker.engine.eval.samples import FILE, META, Rate, Samples
 from worker.engine.measure import perplexity
 from worker.engine.report import Cell, Job, write_json
 
@@ -37,6 +38,7 @@ class Found:
     tuned: sweep.Tested | None = None
     difference: Interval | None = None
     swept: dict[int, sweep.Tested] = field(default_factory=dict)
+    samples: Samples | None = None
 
 
 def conclude(
@@ -56,7 +58,10 @@ def conclude(
     if found.swept:
         values["best_step"] = sweep.best_of(found.swept)
         sweep.tell_overfitting(job, found.swept)
-    rows = _losses(found, beside)
+    rates = found.samples.rates(spec) if found.samples else []
+    for rate in rates:
+        values |= _values(rate)
+    rows = _losses(found, beside) + [_row(rate, beside) for rate in rates]
     job.report.table("metrics", BESIDE if beside else ALONE, rows)
     job.report.metrics(adapter.step if adapter else 0, **values)
     _write(job, spec, values, rows, found, meta)
@@ -112,6 +117,22 @@ def _losses(found: Found, beside: bool) -> list[list[Cell]]:
     ]
 
 
+def _values(rate: Rate) -> dict[str, float]:
+    """Return a rate as metrics."""
+    found = {rate.metric: rate.tuned, f"base_{rate.metric}": rate.base}
+    known = {name: value for name, value in found.items() if value is not None}
+    return known | sweep.bounds(rate.metric, rate.interval)
+
+
+def _row(rate: Rate, beside: bool) -> list[Cell]:
+    interval, apart = (
+        (found.low, found.high) if found else (None, None) for found in (rate.interval, rate.apart)
+    )
+    if not beside:
+        return [rate.metric, rate.tuned, *interval]
+    return [rate.metric, rate.base, rate.tuned, *interval, rate.difference, *apart]
+
+
 def _write(
     job: Job,
     spec: EvalSpec,
@@ -139,7 +160,11 @@ def _write(
         },
     )
     _write_markdown(directory, spec, (columns, rows), swept)
-    job.report.output("report", ArtifactKind.REPORT, directory, {"metrics": finite})
+    told: dict[str, Any] = {"metrics": finite}
+    if found.samples:
+        found.samples.write(directory / FILE)
+        told[META] = {"file": FILE, "rows": len(found.samples.questions)}
+    job.report.output("report", ArtifactKind.REPORT, directory, told)
 
 
 def _write_markdown(
