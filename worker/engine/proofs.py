@@ -121,11 +121,23 @@ def _log_probs(logits: Any) -> Any:
 
 
 class Verdict:
-    """Collects proofs of one output; ``close`` raises when one does not hold."""
+    """Collects proofs of one output; ``close`` raises when one does not hold.
 
-    def __init__(self, job: Job) -> None:
+    ``prefix`` names the output where a job has several. One of several that is no good does not
+    fail the job (``optional``): it is recorded, not judged, because a proof that failed speaks
+    against all that a job made.
+    """
+
+    def __init__(self, job: Job, prefix: str = "", optional: bool = False) -> None:
         self._job = job
+        self._prefix = prefix
+        self._optional = optional
         self._failures: list[str] = []
+
+    @property
+    def failures(self) -> str:
+        """What does not hold, as half a sentence; empty when all does."""
+        return "; ".join(self._failures)
 
     def at_most(self, name: str, value: float, limit: float | None, detail: str = "") -> None:
         """Record ``value``; with a limit, judge it. A NaN never passes."""
@@ -138,11 +150,14 @@ class Verdict:
         self, name: str, value: float, limit: float | None, ok: bool | None, detail: str
     ) -> None:
         told = value if math.isfinite(value) else 1e300
-        self._job.report.proof(name, told, limit=limit, ok=ok, detail=detail)
         if ok is False:
             self._failures.append(f"{name} is {value:.4g}, the limit {limit:.4g}")
+        if ok is False and self._optional:
+            ok, detail = None, f"does not hold, not published; {detail}"
+        name = f"{self._prefix}{name}"
+        self._job.report.proof(name, told, limit=limit, ok=ok, detail=detail)
 
     def close(self, hint: str) -> None:
         """Raise ProofFailed naming every proof that does not hold; the output is not announced."""
         if self._failures:
-            raise ProofFailed("; ".join(self._failures) + ". Nothing is published.", hint)
+            raise ProofFailed(f"{self.failures}. Nothing is published.", hint)

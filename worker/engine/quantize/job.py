@@ -1,21 +1,34 @@
-"""Affine quantization at any bits and group size, measured before and after."""
+"""Quantization in one or several variants, each measured against the original.
 
-import time
-from dataclasses import dataclass
+No two models are in memory together: the original is measured alone and what it says is recorded on
+disk; a variant is written layer by layer, read back from disk, and compared with the record.
+"""
+
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_map_with_path
-from mlx_lm.generate import stream_generate
-from mlx_lm.utils import compute_bits_per_weight, quantize_model, save
 
 from espalier.specs import QuantizeSpec
+from espalier.specs.recipes import LEARNED, Recipe
 from espalier.states import ArtifactKind
-from worker.engine.measure import Limits, Measured, measure, seed_everything
-from worker.engine.models import Loaded, facts, load_model, weight_bytes
-from worker.engine.proofs import HeldOut, Verdict, compare, held_out
-from worker.engine.report import BadInput, Job
+from worker.engine import measure, shards
+from worker.engine.models import Loaded, facts, load_model, vet
+from worker.engine.proofs import HeldOut, Verdict, held_out
+from worker.engine.quantize import plain
+from worker.engine.quantize.calibration import Calibration, open_calibration
+from worker.engine.quantize.choice import COLUMNS, Choice, Limits, Trial, Variant, choose, table
+from worker.engine.quantize.learned import check_type, learn
+from worker.engine.quantize.plain import cast as cast  # export of HEAD takes it from here
+from worker.engine.quantize.trial import attempt
+from worker.engine.recording import Recording, against, record
+from worker.engine.report import BadInput, Job, ProofFailed
 
 #: How much perplexity may rise, as a fraction, by bits; at 2 bits it is recorded only.
 PERPLEXITY_INCREASE: dict[int, float | None] = {
@@ -26,172 +39,248 @@ PERPLEXITY_INCREASE: dict[int, float | None] = {
     3: 1.0,
     2: None,
 }
-_DTYPES = ("float16", "bfloat16", "float32")
-_COLUMNS = (
-    "variant",
-    "bits_per_weight",
-    "size_bytes",
-    "perplexity",
-    "prompt_tokens_per_second",
-    "tokens_per_second",
-    "peak_memory_bytes",
-)
-_SPEED_TOKENS = 32
-_SPEED_PROMPT = 64
+#: The same for a change of dtype alone.
+_CAST_INCREASE = 0.02
+_HINT = "Use more bits or a smaller q_group_size, or allow more by its own limit."
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One row of the table people make by hand."""
+@dataclass(slots=True)
+class _Run:
+    """One quantize job: what is compared, and what has been made so far."""
 
-    name: str
-    bits_per_weight: float
-    size: int
-    measured: Measured
-    prompt_speed: float
-    speed: float
-    peak: int
+    job: Job
+    spec: QuantizeSpec
+    source: Path
+    text: HeldOut
+    original: Trial
+    recording: Recording
+    calibration: Calibration | None
+    variants: list[Variant] = field(default_factory=list)
+    made: dict[str, tuple[Path, dict[str, Any]]] = field(default_factory=dict)
 
-    def row(self) -> list[str | float | int]:
-        return [
-            self.name,
-            round(self.bits_per_weight, 3),
-            self.size,
-            self.measured.perplexity,
-            round(self.prompt_speed, 1),
-            round(self.speed, 1),
-            self.peak,
-        ]
+    @property
+    def several(self) -> bool:
+        return bool(self.spec.variants)
 
 
 def run(job: Job) -> None:
-    """Quantize, read the result back from disk, and prove it against the original."""
+    """Make the variants, read each back from disk, and prove it against the original."""
     spec = job.task.spec
     assert isinstance(spec, QuantizeSpec)
-    job.report.phase("loading")
-    seed_everything(spec.seed)
     source = job.need("model")
-    original = load_model(source)
-    _refuse_quantized(original)
+    calibration = _check(job, spec, source)
+    run = _measure_original(job, spec, source, calibration)
+    faults: list[BadInput] = []
+    for name, recipe in spec.recipes:
+        try:
+            _make(run, name, recipe)
+        except BadInput as error:
+            if not run.several:
+                raise
+            faults.append(error)
+            job.report.notice(f"{name} is left out: {error.message}", "warning")
+        mx.clear_cache()
+    if not run.variants:
+        raise faults[0]
+    limits = Limits(spec.size_limit, spec.max_perplexity_increase)
+    choice = choose(run.variants, limits)
+    _tell(run, choice)
+    if choice.variant is None:
+        raise ProofFailed(f"{choice.sentence} Nothing is published.", _HINT)
+    _publish(run, choice, choice.variant)
+
+
+# --- Before -------------------------------------------------------------------------------
+
+
+def _check(job: Job, spec: QuantizeSpec, source: Path) -> Calibration | None:
+    """Refuse what cannot end well before anything is loaded; return the text to learn from.
+
+    Raises BadInput.
+    """
     if spec.test_batches == 0:
         raise BadInput("test_batches is 0: nothing would be measured.", "Use −1 for all.")
-    limits = Limits.of(spec)
-    text = held_out(job, original, limits)
-
-    job.report.phase("measuring the original")
-    before = _variant(job, "original", original, text)
-    directory = job.output("model")
-    job.report.phase("quantizing")
-    _write(job, spec, original, directory)
-    del original
-
-    job.report.phase("measuring the quantized")
-    mx.clear_cache()
-    quantized = load_model(directory)
-    after = _variant(job, f"{spec.q_bits}-bit, group {spec.q_group_size}", quantized, text)
-    job.report.table("quantize", _COLUMNS, [before.row(), after.row()])
-
-    job.report.phase("proving")
-    _prove(job, spec, source, quantized, text)
-    job.report.metrics(
-        0,
-        perplexity=after.measured.perplexity,
-        test_loss=after.measured.loss,
-        tokens=after.measured.tokens,
-        base_perplexity=before.measured.perplexity,
-        bits_per_weight=after.bits_per_weight,
-        tokens_per_second=after.speed,
-        peak_memory_bytes=after.peak,
-    )
-    meta = facts(quantized) | {"bits_per_weight": round(after.bits_per_weight, 3)}
-    meta["quantized_from"] = {"model": spec.model, "weight_bytes": before.size}
-    job.report.output("model", ArtifactKind.MODEL, directory, meta)
-
-
-def _refuse_quantized(loaded: Loaded) -> None:
-    """mlx-lm keeps the old bits of a quantized model without a word; here it is refused."""
-    found = loaded.quantization
+    config = vet(source)
+    for _, recipe in spec.recipes:
+        check_type(config, recipe)
+    # The loader knows of quantizations that other tools wrote; it reads headers only.
+    opened = shards.open_model(source)
+    found = opened.quantization
+    if found and not spec.requantize:
+        raise BadInput(
+            f"The model is quantized already ({_bits(found)}): its layers would keep those bits.",
+            "Quantize the unquantized model; or set requantize, to unpack this one and quantize it"
+            " again.",
+        )
     if found:
-        raise BadInput(
-            f"The model is quantized already ({found.get('bits')} bits, group"
-            f" {found.get('group_size')}): its layers would keep those bits.",
-            "Quantize the unquantized model, or fuse with dequantize first.",
-        )
-
-
-def _write(job: Job, spec: QuantizeSpec, loaded: Loaded, directory: Path) -> None:
-    """Quantize in place and save, as ``mlx_lm.convert -q``. Raises BadInput if nothing fits."""
-    model, config = loaded.model, dict(loaded.config)
-    cast(model, spec.dtype or config.get("torch_dtype"))
-    if spec.dtype:
-        config["torch_dtype"] = spec.dtype
-    _tell_left_out(job, spec, model)
-    model, config = quantize_model(model, config, spec.q_group_size, spec.q_bits, mode=spec.q_mode)
-    save(directory, loaded.directory, model, loaded.tokenizer, config, donate_model=True)
-
-
-def cast(model: Any, dtype: Any) -> None:
-    """Convert floating parameters as ``mlx_lm.convert`` does: to the dtype asked for or stored."""
-    if dtype not in _DTYPES:
-        return
-    wanted = getattr(mx, dtype)
-    castable = getattr(model, "cast_predicate", lambda _: True)
-
-    def convert(name: str, value: Any) -> Any:
-        floating = mx.issubdtype(value.dtype, mx.floating)
-        return value.astype(wanted) if floating and castable(name) else value
-
-    model.update(tree_map_with_path(convert, model.parameters()))
-
-
-def _tell_left_out(job: Job, spec: QuantizeSpec, model: Any) -> None:
-    """Name the layers whose width no group divides; mlx-lm leaves them as they are, silently."""
-    layers = [(n, m) for n, m in model.named_modules() if hasattr(m, "to_quantized")]
-    left = [n for n, m in layers if m.weight.shape[-1] % spec.q_group_size]
-    if len(left) == len(layers):
-        raise BadInput(
-            f"No layer's width divides by q_group_size {spec.q_group_size}: nothing would be"
-            " quantized.",
-            "Use q_group_size 32." if spec.q_group_size > 32 else "The model is too narrow.",
-        )
-    if left:
         job.report.notice(
-            f"{len(left)} of {len(layers)} layers keep their precision, because their width does"
-            f" not divide by q_group_size {spec.q_group_size}: {', '.join(left[:5])}"
-            f"{'…' if len(left) > 5 else ''}",
-            "warning",
+            f"The model is quantized already ({_bits(found)}): it is unpacked and quantized again."
+            " What it lost then is not in its weights any more; perplexity and KL are told against"
+            " it as it is."
         )
+    if not any(recipe.method in LEARNED for _, recipe in spec.recipes):
+        return None
+    calibration = open_calibration(job, opened.tokenizer, spec.seed)
+    job.report.notice(f"Calibrated on {calibration.source}.")
+    return calibration
 
 
-def _variant(job: Job, name: str, loaded: Loaded, text: HeldOut) -> Variant:
-    """Measure a model alone in memory: perplexity, speed, and the peak of both, in bytes."""
-    mx.reset_peak_memory()
-    measured = measure(job, loaded.model, text.dataset, text.limits)
-    prompt = text.dataset[0][0][:_SPEED_PROMPT]
-    began = time.perf_counter()
-    told = list(stream_generate(loaded.model, loaded.tokenizer, prompt, max_tokens=_SPEED_TOKENS))
-    seconds = time.perf_counter() - began
-    last = told[-1]
-    # A text that ends at its first token leaves mlx-lm's rate without a time to divide by.
-    speed = min(last.generation_tps, 1e6) or last.generation_tokens / seconds
-    return Variant(
-        name,
-        float(compute_bits_per_weight(loaded.model)),
-        weight_bytes(loaded.model),
-        measured,
-        min(last.prompt_tps, 1e6),
-        speed,
-        int(mx.get_peak_memory()),
-    )
+def _bits(quantization: dict[str, Any]) -> str:
+    mode = quantization.get("mode", "affine")
+    named = "" if mode == "affine" else f", {mode}"
+    return f"{quantization.get('bits')} bits, group {quantization.get('group_size')}{named}"
 
 
-def _prove(job: Job, spec: QuantizeSpec, source: Path, quantized: Loaded, text: HeldOut) -> None:
+def _measure_original(
+    job: Job, spec: QuantizeSpec, source: Path, calibration: Calibration | None
+) -> _Run:
+    job.report.phase("loading")
+    measure.seed_everything(spec.seed)
+    original = load_model(source)
+    text = held_out(job, original, measure.Limits.of(spec))
+    job.report.phase("measuring the original")
+    kept: list[Recording] = []
+
+    def recorded() -> measure.Measured:
+        scratch = Path(job.task.scratch_dir) / "original"
+        kept.append(record(job, original.model, text, scratch))
+        return kept[0].measured
+
+    trial = attempt("original", original, text, recorded)
+    return _Run(job, spec, source, text, trial, kept[0], calibration)
+
+
+# --- A variant ----------------------------------------------------------------------------
+
+
+def _make(run: _Run, name: str, recipe: Recipe) -> None:
+    """Write, measure and prove one variant. Raises BadInput when the model cannot have it."""
+    job = run.job
+    role = name if run.several else "model"
+    behind = f" {name}" if run.several else ""
+    measure.seed_everything(run.spec.seed)
+    job.report.phase(f"quantizing{behind}")
+    directory = job.output(role)
+    _write(run, recipe, directory)
+    mx.clear_cache()
+
+    job.report.phase(f"measuring{behind}" if run.several else "measuring the quantized")
+    loaded = load_model(directory)
+    kept = []
+
+    def compared() -> measure.Measured:
+        kept.append(against(job, run.recording, loaded.model, run.text))
+        return kept[0].candidate
+
+    trial = attempt(name, loaded, run.text, compared)
+    variant = _judge(run, Variant(trial, kept[0]), recipe)
+    run.variants.append(variant)
+    if variant.failures and run.several:
+        job.report.notice(f"{name} is not published: {variant.failures}.", "warning")
+        shutil.rmtree(directory)
+        return
+    meta = facts(loaded) | _facts_of(run, variant, recipe)
+    run.made[name] = (directory, meta)
+
+
+def _write(run: _Run, recipe: Recipe, directory: Path) -> None:
+    """Write the variant's folder; in memory is a layer, or what a learned method holds."""
+    job = run.job
+
+    def source() -> Loaded:
+        loaded = shards.open_model(run.source)
+        if loaded.quantization:
+            plain.unpack(loaded)
+        return loaded
+
+    if recipe.method in LEARNED:
+        assert run.calibration
+        scratch = Path(job.task.scratch_dir) / "learning"
+        loaded = learn(job, source, recipe, run.calibration, scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+    else:
+        loaded = source()
+        plain.convert(job, loaded, recipe)
+    shards.save_model(directory, loaded, loaded.config, partial(_advance, job))
+
+
+def _advance(job: Job, done: int, total: int) -> None:
+    job.advance(done, total, "bytes")
+
+
+def _judge(run: _Run, variant: Variant, recipe: Recipe) -> Variant:
+    """Prove the variant; one of several that is no good is noted, a single one fails the job."""
+    found, spec = variant.found, run.spec
     limit = spec.max_perplexity_increase
     if limit is None:
-        limit = PERPLEXITY_INCREASE[spec.q_bits]
-    found = compare(job, load_model(source).model, quantized.model, text)
-    detail = f"{found.reference.tokens} tokens of {text.source}"
-    verdict = Verdict(job)
+        limit = _CAST_INCREASE if recipe.method == "none" else PERPLEXITY_INCREASE[_lowest(recipe)]
+    if limit is None and not math.isfinite(found.perplexity_increase):
+        limit = sys.float_info.max
+    detail = f"{found.reference.tokens} tokens of {run.text.source}"
+    kept = run.recording
+    only = f" on {kept.kept} of them" if kept.kept < found.reference.tokens else ""
+    top = "" if kept.whole else f"; of the {kept.top} likeliest tokens, the others as one"
+    worst = f"{detail}{only}{top}; worst token {found.max_kl:.3g}"
+    prefix = f"{variant.name}: " if run.several else ""
+    verdict = Verdict(run.job, prefix, optional=run.several)
     verdict.at_most("perplexity_increase", found.perplexity_increase, limit, detail)
-    verdict.at_most("mean_kl", found.mean_kl, None, f"{detail}; worst token {found.max_kl:.3g}")
-    verdict.close("Use more bits or a smaller q_group_size, or allow more by its own limit.")
+    verdict.at_most("mean_kl", found.mean_kl, None, worst)
+    if spec.size_limit:
+        verdict.at_most("size_bytes", variant.trial.size, spec.size_limit, spec.max_size or "")
+    return Variant(variant.trial, found, verdict.failures)
+
+
+def _lowest(recipe: Recipe) -> int:
+    """The bits most of the layers have: a mixed recipe's name has them first."""
+    return int(recipe.quant_predicate.split("_")[1]) if recipe.quant_predicate else recipe.q_bits
+
+
+def _facts_of(run: _Run, variant: Variant, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "bits_per_weight": round(variant.trial.bits_per_weight, 3),
+        "quantized_from": {"model": run.spec.model, "weight_bytes": run.original.size},
+        "recipe": recipe.told(),
+        "price": {
+            "perplexity": variant.trial.measured.perplexity,
+            "perplexity_increase": variant.increase,
+            "mean_kl": variant.found.mean_kl,
+            "tokens": variant.found.reference.tokens,
+        },
+    }
+
+
+# --- The end ------------------------------------------------------------------------------
+
+
+def _tell(run: _Run, choice: Choice) -> None:
+    rows = table(run.original, run.variants, choice.variant)
+    run.job.report.table("variants", COLUMNS, rows)
+    if run.several:
+        run.job.report.notice(choice.sentence, "info" if choice.variant else "warning")
+    told = choice.variant or run.variants[0]
+    run.job.report.metrics(
+        0,
+        perplexity=told.trial.measured.perplexity,
+        test_loss=told.trial.measured.loss,
+        tokens=told.trial.measured.tokens,
+        base_perplexity=run.original.measured.perplexity,
+        bits_per_weight=told.trial.bits_per_weight,
+        tokens_per_second=told.trial.speed,
+        peak_memory_bytes=told.trial.peak,
+    )
+
+
+def _publish(run: _Run, choice: Choice, chosen: Variant) -> None:
+    """Announce the folders that hold their limits; or the recommended one, as the job's own."""
+    announce: Callable[..., None] = run.job.report.output
+    alone = not run.several or run.spec.publish == "recommended"
+    for name, (directory, meta) in run.made.items():
+        if alone and name != chosen.name:
+            shutil.rmtree(directory)
+            continue
+        if run.several:
+            recommended = name == chosen.name
+            meta |= {"recommended": recommended}
+            if recommended:
+                meta["recommendation"] = choice.sentence
+        announce("model" if alone else name, ArtifactKind.MODEL, directory, meta)
