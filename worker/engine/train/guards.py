@@ -19,13 +19,16 @@ class Course:
     """The smoothed train loss of a run (nats), its lowest, and for how many steps it is too high.
 
     One batch, or one bad epoch's worth of hard rows, moves the smoothed loss little; a run that
-    has diverged sits several nats above where it has been, and stays there.
+    has diverged sits several nats above where it has been, and stays there. ``rising`` counts the
+    steps for which it has been a third of the way there.
     """
 
+    last: float = 0.0
     mean: float = 0.0
     seen: int = 0
     lowest: float | None = None
     above: int = 0
+    rising: int = 0
 
     @property
     def smoothed(self) -> float:
@@ -38,15 +41,26 @@ class Course:
         It has when the smoothed loss was more than ``limit`` above its lowest for PATIENCE steps
         in a row; a ``limit`` of 0 is none.
         """
+        self.last = loss
         self.seen += 1
         self.mean += _SHARE * (loss - self.mean)
-        if self.seen < _WARM:
+        if self.seen < _WARM or limit == 0:
             return False
         smoothed = self.smoothed
         self.lowest = smoothed if self.lowest is None else min(self.lowest, smoothed)
-        too_high = limit > 0 and smoothed > self.lowest + limit
-        self.above = self.above + 1 if too_high else 0
+        self.above = self.above + 1 if smoothed > self.lowest + limit else 0
+        self.rising = self.rising + 1 if smoothed > self.lowest + limit / 3 else 0
         return self.above >= PATIENCE
+
+    def is_sound(self, limit: float) -> bool:
+        """Tell whether a checkpoint made now may take the place of the one before.
+
+        The smoothed loss is late. So none is made after a step that is itself too high, nor while
+        the loss has been rising for no longer than a run that diverges takes to be stopped.
+        """
+        if limit == 0 or self.lowest is None:
+            return True
+        return self.last <= self.lowest + limit and not 0 < self.rising <= 2 * PATIENCE
 
 
 def are_finite(*trees: Any) -> bool:

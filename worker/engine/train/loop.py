@@ -131,7 +131,7 @@ class Loop:
             self._check_weights()
             write_weights(self.model, self.adapter, it, self.progress.best)
             # What may be diverging must not take the place of the last good checkpoint.
-            if not self.progress.course.above or cancelled:
+            if cancelled or stopped or self.progress.course.is_sound(spec.divergence_limit):
                 self._checkpoint()
         elif cancelled:
             self._check_weights()
@@ -225,7 +225,7 @@ class Loop:
         course = progress.course
         if course.take(loss, limit):
             raise self._ended(
-                Reason.NAN_LOSS,
+                Reason.DIVERGED,
                 f"The run has diverged by step {progress.step}: for {PATIENCE} steps the smoothed"
                 f" train loss, now {course.smoothed:.3f}, was more than divergence_limit {limit:g}"
                 f" above its lowest, {course.lowest:.3f}.",
