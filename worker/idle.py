@@ -102,9 +102,9 @@ class Idle:
         """End every idle child, and start none any more."""
         with self._lock:
             self._closed = True
+            self._work.put(None)
             rest = self._take_all()
         _end(rest)
-        self._work.put(None)
 
     # --- For an attempt -------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class Idle:
     def _run(self) -> None:
         while True:
             try:
-                work = self._work.get(timeout=LOOK_SECONDS)
+                work = self._work.get(timeout=self._rest())
             except queue.Empty:
                 work = self._look
             if work is None:
@@ -186,6 +186,11 @@ class Idle:
                 work()
             except Exception:
                 log.exception("idle children")
+
+    def _rest(self) -> float:
+        """Seconds to the next look."""
+        until = self._not_before - self._clock()
+        return min(until, LOOK_SECONDS) if until > 0 else LOOK_SECONDS
 
     def _started(self, *arguments: str) -> Child:
         """Start a child by the thread that lives as long as this process."""
@@ -197,7 +202,12 @@ class Idle:
             except BaseException as error:
                 made.set_exception(error)
 
-        self._work.put(start)
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._work.put(start)
+        if closed:
+            return self._start(*arguments)
         return made.result()
 
     def _start(self, *arguments: str) -> Child:

@@ -1,12 +1,14 @@
 """A child that follows the engine's protocol and does what its task's prompt feature says.
 
 Real pipes, real signals, no MLX: what the runner does to a child is tested in milliseconds. The
-script is the spec's ``text_feature``: words run from left to right.
+script is the spec's ``text_feature``: words run from left to right. It waits for its task, and for
+another one after an eval, as the engine does (worker.serving).
 """
 
 import faulthandler
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from worker.serving import READY, SERVE, WARM
 
 events = os.fdopen(int(os.environ["ESPALIER_EVENTS_FD"]), "w", encoding="utf-8")
 cancelled = threading.Event()
@@ -25,9 +29,16 @@ def tell(kind: str, /, **values: Any) -> None:
     events.flush()
 
 
+tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+
 def listen() -> None:
     for line in sys.stdin:
-        if json.loads(line)["order"] == "cancel":
+        if not line.strip():
+            tell("phase", name=READY)
+        elif "order" not in (message := json.loads(line)):
+            tasks.put(message)
+        elif message["order"] == "cancel":
             cancelled.set()
     os._exit(3)
 
@@ -136,10 +147,7 @@ WORDS: dict[str, Callable[..., None]] = {
 }
 
 
-def main() -> None:
-    faulthandler.register(signal.SIGUSR1)
-    task = json.loads(sys.stdin.readline())
-    threading.Thread(target=listen, daemon=True).start()
+def work(task: dict[str, Any]) -> None:
     if task["spec"]["text_feature"] == "load":
         threading.Event().wait(600)
     tell("phase", name="training")
@@ -147,7 +155,25 @@ def main() -> None:
         word, *arguments = sentence.split(":")
         WORDS[word](task, *arguments)
     tell("done", state="succeeded")
-    os._exit(0)
+
+
+def main() -> None:
+    faulthandler.register(signal.SIGUSR1)
+    threading.Thread(target=listen, daemon=True).start()
+    if WARM in sys.argv:
+        say("warm")
+        tell("phase", name=READY)
+    done = 0
+    while True:
+        task = tasks.get()
+        if SERVE in sys.argv:
+            os.chdir(task["scratch_dir"])
+        say(f"job {done} of process {os.getpid()}")
+        work(task)
+        done += 1
+        if SERVE not in sys.argv or task["kind"] != "eval":
+            os._exit(0)
+        tell("phase", name=READY)
 
 
 main()
