@@ -12,9 +12,9 @@ from mlx_lm.convert import convert
 from mlx_lm.quant import awq, dynamic_quant, gptq
 from mlx_lm.utils import load
 
-from espalier.messages import OutputEvent
+from espalier.messages import Event, OutputEvent, ProgressEvent
 from espalier.states import Reason
-from tests.integration.engine.child import Child
+from tests.integration.engine.child import Child, Run, run_child
 from tests.integration.engine.test_fuse_quantize import generate
 from worker.engine import tiny
 
@@ -275,3 +275,20 @@ def test_what_a_method_cannot_do_is_refused_before_work(
     run = inside("quantize", spec, inputs)
     assert run.error.code is Reason.BAD_INPUT
     assert "sequence_length 100000" in run.error.message
+
+
+def test_a_method_of_mlx_lms_own_obeys_a_cancel_order(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    steps: list[int] = []
+
+    def on_event(run: Run, event: Event) -> None:
+        if isinstance(event, ProgressEvent) and event.unit == "steps":
+            steps.append(event.done)
+            run.order("cancel")
+
+    spec = {"method": "dwq", "sequence_length": 64, "batch_size": 1, "test_batches": 1}
+    run = run_child(tmp_path, "quantize", spec, inputs, on_event=on_event)
+    assert steps
+    assert run.done.state == "cancelled"
+    assert not run.all(OutputEvent)
