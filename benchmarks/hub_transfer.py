@@ -17,11 +17,12 @@ from huggingface_hub import HfApi, hf_hub_download
 
 from benchmarks.common import median, ratios
 from benchmarks.servers import Memory, Web, Wire, plain, web
-from espalier.cli.artifacts import publish
+from espalier.cli.artifacts import publish_folder
 from espalier.client import Client
 from espalier.messages import FileEntry
+from espalier.sending import digest
 from espalier.states import ArtifactKind
-from espalier.transfer import Transfer, digest, scan
+from espalier.transfer import Transfer
 
 MIB = 1 << 20
 WEIGHTS = "model.safetensors"
@@ -115,7 +116,7 @@ class Ways:
 
 
 def _push(client: Client, folder: Path, ref: str) -> None:
-    publish(client, folder, scan(folder), ref, ArtifactKind.MODEL)
+    publish_folder(client, folder, ref, ArtifactKind.MODEL)
 
 
 def transfer(home: Path, size: int, pairs: int) -> dict[str, Any]:

@@ -5,61 +5,46 @@ Under a prefix (``/api/v1`` for people, ``/agent/v1`` for workers):
 ==========================================  ================================================
 ``POST /blobs/missing``                     which of these are not in the store yet
 ``POST /uploads``                           begin or take up again: upload id, parts received
+``POST /uploads/ahead``                     the same of a file whose sha256 is not known yet
 ``PUT /uploads/{id}/parts/{number}``        one part, from 1, each ``part_size`` but the last
 ``POST /uploads/{id}/complete``             verify and keep; 422 when the sha256 is another
 ``GET /blobs/{sha256}``                     the bytes; supports Range
 ==========================================  ================================================
 
-A file is hashed before it is sent and while it arrives, and nothing that is already there
-travels. Parts of one large file go several at a time in both directions, each read and written in
-small pieces, so that memory stays flat. Both directions resume in another process: the server
-knows the parts of an open upload, and a download's bytes wait beside their target
-(espalier.parts).
+A file is hashed before it is sent, a large one that the server cannot have while it is
+(espalier.sending), and again while it arrives; nothing that is already there travels. Parts of one
+large file go several at a time in both directions, each read and written in small pieces, so that
+memory stays flat. Both directions resume in another process: the server knows the parts of an open
+upload, and a download's bytes wait beside their target (espalier.parts).
 """
 
-import hashlib
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from espalier.bandwidth import Limits, of_process
 from espalier.client import Client
 from espalier.clone import clone
-from espalier.errors import EspalierError, InvalidInput, NotFound, Unavailable
+from espalier.errors import EspalierError, Unavailable
 from espalier.locked import locked
 from espalier.messages import FileEntry
 from espalier.parts import NOTE, Part, Range, forget
 from espalier.refs import check_path
+from espalier.sending import AHEAD, Line, Sending, digest, outline
 from espalier.together import PARALLEL, Progress, each, silent
 
-CHUNK = 1 << 20
 #: A larger file comes in ranges of this many bytes, several at a time.
 SPAN = 64 << 20
 #: Blobs asked for in one question.
 ASK = 1000
-#: Times an upload is begun afresh when its parts or its end were lost on the way.
-ROUNDS = 3
 
 
 class _NoRanges(Exception):
     """The server sent all of a file where a piece was asked for."""
 
 
-def digest(path: Path, progress: Progress = silent) -> tuple[str, int]:
-    """Return the file's sha256 in hexadecimal and its size in bytes."""
-    found, size = hashlib.sha256(), 0
-    view = memoryview(bytearray(CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(view):
-            found.update(view[:count])
-            size += count
-            progress(count)
-    return found.hexdigest(), size
-
-
-def scan(directory: Path, progress: Progress = silent) -> tuple[FileEntry, ...]:
-    """Return every file below ``directory``, hashed, in order of path.
+def files_below(directory: Path) -> dict[Path, str]:
+    """Return every file below ``directory``, in order, and its path inside.
 
     Names that begin with a dot are left out. Raises InvalidInput for an unsafe name.
     """
@@ -68,13 +53,22 @@ def scan(directory: Path, progress: Progress = silent) -> tuple[FileEntry, ...]:
         inside = path.relative_to(directory)
         if path.is_file() and not any(part.startswith(".") for part in inside.parts):
             found[path] = check_path(inside.as_posix())
-    entries: dict[Path, FileEntry] = {}
+    return found
+
+
+def scan(
+    directory: Path, progress: Progress = silent, known: Iterable[FileEntry] = ()
+) -> tuple[FileEntry, ...]:
+    """Return every file of `files_below`, hashed, but for those ``known``, in order of path."""
+    found = files_below(directory)
+    entries = {directory / entry.path: entry for entry in known}
 
     def enter(path: Path, moved: Progress) -> None:
         sha256, size = digest(path, moved)
         entries[path] = FileEntry(path=found[path], sha256=sha256, size=size)
 
-    each(enter, found, progress, min(PARALLEL, os.cpu_count() or 1))
+    unknown = [path for path in found if path not in entries]
+    each(enter, unknown, progress, min(PARALLEL, os.cpu_count() or 1))
     return tuple(entries[path] for path in found)
 
 
@@ -107,7 +101,7 @@ class Transfer:
         self._limits = limits or of_process()
         self._sync, self._mode = sync, mode
         self._rounds = rounds
-        self._slots = threading.BoundedSemaphore(PARALLEL)
+        self._line = Line(client, f"{prefix}/uploads", self._limits.up)
 
     # --- Up -------------------------------------------------------------------------------
 
@@ -144,72 +138,32 @@ class Transfer:
 
     def push_file(self, path: Path, entry: FileEntry, progress: Progress = silent) -> None:
         """Upload one file as the blob ``entry``; parts the server has are not sent again."""
-        trust_received = True
-        told: dict[int, int] = {}  # part → bytes of it that ``progress`` knows of
-        for tries_left in reversed(range(ROUNDS)):
-            try:
-                self._push_once(path, entry, progress, told, trust_received)
-            except (NotFound, Unavailable):  # the upload expired, or its end was lost on the way
-                if not tries_left:
-                    raise
-            except InvalidInput:  # a part received earlier may be the wrong one
-                if not tries_left or digest(path) != (entry.sha256, entry.size):
-                    raise
-                trust_received = False
-            else:
-                progress(entry.size - sum(told.values()))
-                return
+        Sending(self._line, path, entry.size, progress).blob(entry)
 
-    def _push_once(
-        self,
-        path: Path,
-        entry: FileEntry,
-        progress: Progress,
-        told: dict[int, int],
-        trust_received: bool,
-    ) -> None:
-        opened = self._client.post(
-            f"{self._prefix}/uploads",
-            {"sha256": entry.sha256, "size": entry.size},
-            idempotent=True,
-        )
-        if opened["upload_id"] is None:
-            return
-        upload, part_size = f"{self._prefix}/uploads/{opened['upload_id']}", opened["part_size"]
-        received = {part["number"]: part["size"] for part in opened["parts"]}
-        parts: list[tuple[int, int, int]] = []
-        for number, start in enumerate(range(0, entry.size, part_size), 1):
-            size = min(part_size, entry.size - start)
-            if trust_received and received.get(number) == size:
-                progress(size - told.get(number, 0))
-                told[number] = size
-            else:
-                parts.append((number, start, size))
-        each(lambda part, moved: self._push_part(upload, path, part, moved, told), parts, progress)
-        self._client.post(f"{upload}/complete", idempotent=True)  # a large one: asked repeatedly
+    def new_to_it(self, directory: Path) -> dict[str, tuple[str, int]]:
+        """Return large files that the server cannot have: path → outline and bytes."""
+        found: dict[str, tuple[str, int]] = {}
+        for path, name in files_below(directory).items():
+            if path.stat().st_size >= AHEAD:
+                known_as = outline(path)
+                if self._line.begin_ahead(*known_as)["upload_id"] is not None:
+                    found[name] = known_as
+        return found
 
-    def _push_part(
-        self,
-        upload: str,
-        path: Path,
-        part: tuple[int, int, int],
-        progress: Progress,
-        told: dict[int, int],
-    ) -> None:
-        number, start, size = part
+    def send(
+        self, directory: Path, files: Mapping[str, tuple[str, int]], progress: Progress = silent
+    ) -> tuple[FileEntry, ...]:
+        """Upload files of `new_to_it` while they are hashed; return the entries of those.
 
-        def body() -> Iterator[bytes]:
-            progress(-told.get(number, 0))
-            told[number] = 0
-            for chunk in _read(path, start, size, self._limits.up.chunk):
-                self._limits.up.take(len(chunk))
-                yield chunk
-                told[number] += len(chunk)
-                progress(len(chunk))
-
-        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-        with self._slots:
-            self._client.send("PUT", f"{upload}/parts/{number}", content=body, headers=headers)
+        One that turns out to be there, or changed meanwhile, is left out: it is hashed first and
+        pushed. Raises as `push` does; called again, it goes on where it stopped.
+        """
+        sent: list[FileEntry] = []
+        for path, (known_as, size) in files.items():
+            sha256 = Sending(self._line, directory / path, size, progress).ahead(known_as)
+            if sha256 is not None:
+                sent.append(FileEntry(path=path, sha256=sha256, size=size))
+        return tuple(sent)
 
     # --- Down -----------------------------------------------------------------------------
 
@@ -307,7 +261,7 @@ class Transfer:
         noted, limit = at, self._limits.down
         headers = {} if gap == (0, entry.size) else {"Range": f"bytes={at}-{stop - 1}"}
         url = f"{self._prefix}/blobs/{entry.sha256}"
-        with self._slots, self._client.download(url, headers) as body:
+        with self._line.slots, self._client.download(url, headers) as body:
             if body.status != 206 and at:
                 raise _NoRanges
             try:
@@ -342,14 +296,3 @@ def _cloned(source: Path, entry: FileEntry, target: Path) -> bool:
     finally:
         fresh.unlink(missing_ok=True)
     return True
-
-
-def _read(path: Path, start: int, size: int, piece: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while size > 0:
-            chunk = file.read(min(piece, size))
-            if not chunk:
-                raise InvalidInput(f"{path} became shorter while it was uploaded.")
-            size -= len(chunk)
-            yield chunk

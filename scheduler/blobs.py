@@ -13,12 +13,13 @@ from functools import partial
 from threading import Lock
 from typing import BinaryIO
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from espalier.errors import InvalidInput, NotFound, StorageFull, TooLarge, Unavailable
 from espalier.settings import Settings
+from scheduler import uploads
 from scheduler.arriving import Arriving
 from scheduler.blobfaults import unknown, wrong_bytes, wrong_size
 from scheduler.blobrows import Digests, digests, insert, mark_damaged, touch
@@ -156,7 +157,7 @@ class Blobs:
             return OpenUpload(None, part_size)
         mine = (Upload.owner == owner) & (Upload.sha256 == sha256)
         upload = session.scalar(select(Upload).where(mine))
-        if upload is not None and (_is_complete(upload) or upload.size != size):
+        if upload is not None and (uploads.is_complete(upload) or upload.size != size):
             session.delete(upload)
             session.flush()
             upload = None
@@ -170,7 +171,26 @@ class Blobs:
                     session.add(upload)
             except IntegrityError:  # the same owner in another process, just now
                 upload = session.scalars(select(Upload).where(mine)).one()
-        return OpenUpload(upload.id, upload.part_size, _received(session, upload))
+        return OpenUpload(upload.id, upload.part_size, uploads.received(session, upload))
+
+    def open_ahead(
+        self,
+        session: Session,
+        owner: str,
+        outline: str,
+        size: int,
+        is_likely_there: Callable[[], bool],
+    ) -> OpenUpload:
+        """Begin an upload whose sha256 is not known yet, or take it up again.
+
+        ``outline``, of a sha256's shape, is what the owner calls it until `complete` names it.
+        Where the file may be there already nothing is begun: hash it, then ask.
+        """
+        self._check(outline, size)
+        mine = (Upload.owner == owner) & (Upload.sha256 == outline)
+        if session.scalar(select(Upload.id).where(mine)) is None and is_likely_there():
+            return OpenUpload(None, self._part_size(size))
+        return self.open_upload(session, owner, outline, size)
 
     def put_part(
         self, database: Database, upload_id: str, owner: str, number: int, source: Readable
@@ -181,9 +201,9 @@ class Blobs:
         InvalidInput for a number or a length that does not fit.
         """
         with database.reading() as session:
-            upload = _owned(session, upload_id, owner)
-        _check_open(upload)
-        plan = _plan(upload)
+            upload = uploads.owned(session, upload_id, owner)
+        uploads.check_open(upload)
+        plan = uploads.plan(upload)
         if not 1 <= number <= len(plan):
             raise InvalidInput(
                 f"Part {number} does not exist: {upload.size} bytes are {len(plan)} parts of"
@@ -197,8 +217,8 @@ class Blobs:
         except UploadLost:
             raise self._begin_again(database, upload) from None
         with database.transaction() as session:
-            row = _owned(session, upload_id, owner, writing=True)
-            _check_open(row)
+            row = uploads.owned(session, upload_id, owner, writing=True)
+            uploads.check_open(row)
             row.touched_at = now(session)
             session.merge(UploadPart(upload_id=upload_id, number=number, size=part.size, etag=tag))
         self._arriving.received(upload_id, upload.size, handle, replace(part, tag=tag))
@@ -211,27 +231,33 @@ class Blobs:
         key = staging_key(upload.id)
         mine = self.driver.begin(key)
         with database.transaction() as session:
-            row = _owned(session, upload.id, upload.owner, writing=True)
-            _check_open(row)
+            row = uploads.owned(session, upload.id, upload.owner, writing=True)
+            uploads.check_open(row)
             handle = row.driver_state.get("handle") or mine
             row.driver_state = {"handle": handle}
         if handle != mine:
             self.driver.abort(key, mine)
         return handle
 
-    def complete(self, database: Database, upload_id: str, owner: str) -> None:
+    def complete(
+        self, database: Database, upload_id: str, owner: str, sha256: str | None = None
+    ) -> None:
         """Read the upload back, and make it a blob if sha256 and size are right.
 
-        Done twice is done. Raises InvalidInput when parts are missing (they can still be sent) or
+        ``sha256`` is that of an upload which was begun before it was known. Done twice is done.
+        Raises InvalidInput when parts are missing (they can still be sent) or
         the bytes are wrong (nothing of them stays), NotFound when the upload is unknown or must
         begin afresh, Unavailable while a large one is still being read.
         """
         with database.reading() as session:
-            upload = _owned(session, upload_id, owner)
-            received = _received(session, upload)
-        if not _is_complete(upload):
-            _check_received(upload, received)
-            self._wait_for(upload, partial(self._verify, database, upload, received))
+            upload = uploads.owned(session, upload_id, owner)
+            received = uploads.received(session, upload)
+        if not uploads.is_complete(upload):
+            if sha256 is not None:
+                self._check(sha256, upload.size)
+            uploads.check_received(upload, received)
+            wanted = sha256 or upload.sha256
+            self._wait_for(upload, partial(self._verify, database, upload, wanted, received))
 
     def _wait_for(self, upload: Upload, verify: Callable[[], None]) -> None:
         """Verify in the background: it may take longer than a client waits for one answer."""
@@ -246,8 +272,10 @@ class Blobs:
             raise error
         future.result()
 
-    def _verify(self, database: Database, upload: Upload, parts: Sequence[Part]) -> None:
-        key, final = staging_key(upload.id), blob_key(upload.sha256)
+    def _verify(
+        self, database: Database, upload: Upload, sha256: str, parts: Sequence[Part]
+    ) -> None:
+        key, final = staging_key(upload.id), blob_key(sha256)
         try:
             if parts:
                 handle = upload.driver_state["handle"]
@@ -255,15 +283,15 @@ class Blobs:
             else:
                 self.driver.put(key, b"")
                 found = digests(self.driver.open(key), upload.size)
-            if (found.sha256, found.size) != (upload.sha256, upload.size):
+            if (found.sha256, found.size) != (sha256, upload.size):
                 self._forget(database, upload)
-                raise wrong_bytes(upload.sha256, upload.size, found)
+                raise wrong_bytes(sha256, upload.size, found)
             self.driver.move(key, final)
         except (UploadLost, NotFound):
             with database.reading() as session:
-                if _is_complete(_owned(session, upload.id, upload.owner)):
+                if uploads.is_complete(uploads.owned(session, upload.id, upload.owner)):
                     return  # another process was quicker
-            moved = self._moved(database, upload)
+            moved = self._moved(database, sha256, upload.size)
             if moved is None:
                 raise self._begin_again(database, upload) from None
             found = moved
@@ -272,18 +300,18 @@ class Blobs:
         except _Swept:
             raise self._begin_again(database, upload) from None
 
-    def _moved(self, database: Database, upload: Upload) -> Digests | None:
+    def _moved(self, database: Database, sha256: str, size: int) -> Digests | None:
         """Return what was moved and not committed: a crash, or another process right now.
 
         A blob that is known says nothing: this owner may have its sha256 only.
         """
         with database.reading() as session:
-            known = session.get(Blob, upload.sha256) is not None
-        final = blob_key(upload.sha256)
-        if known or self.driver.size(final) != upload.size:
+            known = session.get(Blob, sha256) is not None
+        final = blob_key(sha256)
+        if known or self.driver.size(final) != size:
             return None
-        found = digests(self.driver.open(final), upload.size)
-        return found if found.sha256 == upload.sha256 else None
+        found = digests(self.driver.open(final), size)
+        return found if found.sha256 == sha256 else None
 
     def _keep(self, database: Database, upload: Upload, found: Digests) -> None:
         with database.transaction() as session:
@@ -292,12 +320,9 @@ class Blobs:
             # taken these bytes for an orphan's, they would be gone.
             if self.driver.size(blob_key(found.sha256)) != found.size:
                 raise _Swept
-            session.execute(delete(UploadPart).where(UploadPart.upload_id == upload.id))
-            session.execute(
-                update(Upload)
-                .where(Upload.id == upload.id)
-                .values(driver_state={"complete": True}, touched_at=now(session))
-            )
+            other = uploads.settle(session, upload.id, found.sha256)
+        if other is not None:
+            self.discard(other)
 
     def _begin_again(self, database: Database, upload: Upload) -> NotFound:
         self._forget(database, upload)
@@ -347,48 +372,3 @@ class Blobs:
 
 class _Swept(Exception):
     """Garbage collection took bytes that had no row yet."""
-
-
-def _plan(upload: Upload) -> list[Part]:
-    starts = range(0, upload.size, upload.part_size)
-    return [
-        Part(number, start, min(upload.part_size, upload.size - start))
-        for number, start in enumerate(starts, 1)
-    ]
-
-
-def _received(session: Session, upload: Upload) -> tuple[Part, ...]:
-    rows = session.scalars(
-        select(UploadPart).where(UploadPart.upload_id == upload.id).order_by(UploadPart.number)
-    )
-    return tuple(
-        Part(row.number, (row.number - 1) * upload.part_size, row.size, row.etag) for row in rows
-    )
-
-
-def _check_received(upload: Upload, received: Sequence[Part]) -> None:
-    there = {part.number for part in received}
-    absent = [part.number for part in _plan(upload) if part.number not in there]
-    if absent:
-        shown = ", ".join(map(str, absent[:10])) + (", …" if len(absent) > 10 else "")
-        raise InvalidInput(
-            f"The upload is not complete: part {shown} of {len(_plan(upload))} was not received.",
-            errors=[{"loc": ["parts"], "msg": f"missing: {shown}"}],
-        )
-
-
-def _is_complete(upload: Upload) -> bool:
-    return bool(upload.driver_state.get("complete"))
-
-
-def _check_open(upload: Upload) -> None:
-    if _is_complete(upload):  # a part sent twice, the second time late
-        raise unknown(upload.id)
-
-
-def _owned(session: Session, upload_id: str, owner: str, *, writing: bool = False) -> Upload:
-    query = select(Upload).where(Upload.id == upload_id, Upload.owner == owner)
-    upload = session.scalar(query.with_for_update() if writing else query)
-    if upload is None:
-        raise unknown(upload_id)
-    return upload

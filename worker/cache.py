@@ -22,9 +22,10 @@ from typing import BinaryIO
 from espalier.errors import EspalierError
 from espalier.messages import MAX_HOLDINGS, FileEntry
 from espalier.refs import check_path
+from espalier.sending import digest
 from espalier.settings import Settings
 from espalier.together import Progress, each
-from espalier.transfer import Transfer, blob_path, digest
+from espalier.transfer import Transfer, blob_path
 from worker.siblings import Siblings
 
 log = logging.getLogger("worker")

@@ -1,7 +1,7 @@
 """``espalier dataset|model|adapter push`` and ``espalier pull``."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,8 +25,9 @@ from espalier.client import Client
 from espalier.errors import Conflict, InvalidInput, NotFound
 from espalier.messages import FileEntry
 from espalier.refs import ArtifactRef, parse_artifact
+from espalier.sending import digest
 from espalier.states import ArtifactKind
-from espalier.transfer import Transfer, digest, scan
+from espalier.transfer import Transfer, files_below, scan
 from espalier.vetting import vet_folder
 
 RefArgument = Annotated[str, typer.Argument(metavar="REF", help="project/name")]
@@ -95,7 +96,10 @@ def _push_splits(folder: Path, ref: str, rate: str | None, as_json: bool) -> Non
         wanted = ", ".join(f"{name}.jsonl" for name in splits.SPLITS)
         raise InvalidInput(f"{folder} holds none of {wanted}.")
     entries = [_entry(folder, name) for name in files]
-    _push(folder, entries, ref, ArtifactKind.DATASET, (), rate, as_json)
+    with connect() as client:
+        transfer = Transfer(client, limits=limits(rate))
+        version = publish(client, folder, entries, ref, ArtifactKind.DATASET, (), transfer)
+    _tell(version, as_json)
 
 
 def _in_one_file(
@@ -121,13 +125,6 @@ def _entry(folder: Path, name: str) -> FileEntry:
     return FileEntry(path=name, sha256=sha256, size=size)
 
 
-def _scan(directory: Path) -> tuple[FileEntry, ...]:
-    """Hash the folder's files, which takes a second a gigabyte."""
-    total = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-    with moving("hashing", total) as moved:
-        return scan(directory, moved)
-
-
 def _push_folder(kind: ArtifactKind) -> Callable[..., None]:
     def push(
         directory: Annotated[
@@ -141,28 +138,52 @@ def _push_folder(kind: ArtifactKind) -> Callable[..., None]:
         if not directory.is_dir():
             raise InvalidInput(f"{directory} is no folder.")
         vet_folder(directory)  # the server does as well, after hours of uploading
-        _push(directory, _scan(directory), ref, kind, parent or (), limit_rate, as_json)
+        with connect() as client:
+            transfer = Transfer(client, limits=limits(limit_rate))
+            version = publish_folder(client, directory, ref, kind, parent or (), transfer)
+        _tell(version, as_json)
 
     push.__doc__ = f"Publish {'an' if kind == ArtifactKind.ADAPTER else 'a'} {kind.value} folder."
     return push
 
 
-def _push(
-    folder: Path,
-    entries: Sequence[FileEntry],
-    ref: str,
-    kind: ArtifactKind,
-    parents: Sequence[str],
-    rate: str | None,
-    as_json: bool,
-) -> None:
-    with connect() as client:
-        transfer = Transfer(client, limits=limits(rate))
-        version = publish(client, folder, entries, ref, kind, parents, transfer)
+def _tell(version: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(version)
     else:
         stdout().print(f"[bold]{version['ref']}[/]  {version['commit']}  {_size(version['files'])}")
+
+
+def publish_folder(
+    client: Client,
+    folder: Path,
+    ref: str,
+    kind: ArtifactKind,
+    parents: Sequence[str] = (),
+    transfer: Transfer | None = None,
+) -> dict[str, Any]:
+    """Upload a folder and publish it as the next version of ``ref``; return its document.
+
+    Large files that the server cannot have are hashed while they go up, all others before.
+    """
+    target, transfer = _target(ref), transfer or Transfer(client)
+    new = transfer.new_to_it(folder)
+    sent: tuple[FileEntry, ...] = ()
+    if new:
+        _ask_for_room(client, target.project, new.values())
+        with moving("uploading", sum(size for _, size in new.values())) as moved:
+            sent = transfer.send(folder, new, moved)
+    total = sum(path.stat().st_size for path in files_below(folder))
+    with moving("hashing", total - sum(entry.size for entry in sent)) as moved:
+        entries = scan(folder, moved, sent)
+    return publish(client, folder, entries, ref, kind, parents, transfer)
+
+
+def _target(ref: str) -> ArtifactRef:
+    target = parse_artifact(ref, project=_DEFAULT_PROJECT)
+    if target.selector:
+        raise InvalidInput(f"{ref} names a version: push to {target.path}, it gets the next one.")
+    return target
 
 
 def publish(
@@ -175,10 +196,8 @@ def publish(
     transfer: Transfer | None = None,
 ) -> dict[str, Any]:
     """Upload what is missing and publish the next version of ``ref``; return its document."""
-    target = parse_artifact(ref, project=_DEFAULT_PROJECT)
-    if target.selector:
-        raise InvalidInput(f"{ref} names a version: push to {target.path}, it gets the next one.")
-    _ask_for_room(client, target.project, entries)
+    target = _target(ref)
+    _ask_for_room(client, target.project, [(entry.sha256, entry.size) for entry in entries])
     with moving("uploading", sum(entry.size for entry in entries)) as moved:
         (transfer or Transfer(client)).push(folder, entries, moved)
     version: dict[str, Any] = client.post(
@@ -193,12 +212,11 @@ def publish(
     return version
 
 
-def _ask_for_room(client: Client, project: str, entries: Sequence[FileEntry]) -> None:
-    """Raise QuotaExceeded now, not after hours of uploading."""
-    largest = sorted(entries, key=lambda entry: -entry.size)[:_ROOM_ASKED]
-    files = {entry.sha256: entry.size for entry in largest}
+def _ask_for_room(client: Client, project: str, files: Iterable[tuple[str, int]]) -> None:
+    """Raise QuotaExceeded now, not after hours of uploading. ``files`` are sha256 and bytes."""
+    largest = dict(sorted(files, key=lambda file: -file[1])[:_ROOM_ASKED])
     with suppress(NotFound):  # a project that is not there yet has no quota
-        client.post(f"/api/v1/projects/{project}/room", {"files": files})
+        client.post(f"/api/v1/projects/{project}/room", {"files": largest})
 
 
 def artifacts(

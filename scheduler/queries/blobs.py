@@ -7,7 +7,19 @@ from sqlalchemy.orm import Session
 
 from espalier.states import ATTEMPT_LIVE
 from scheduler.access import Actor, visible_projects
-from scheduler.models import Artifact, Attempt, Checkpoint, JobInput, Upload, Version, VersionFile
+from scheduler.models import (
+    Artifact,
+    Attempt,
+    Blob,
+    Checkpoint,
+    JobInput,
+    Upload,
+    Version,
+    VersionFile,
+)
+
+#: Files of one size that are looked through for somebody's own.
+_ALIKE = 1000
 
 
 def size_for_person(session: Session, actor: Actor, sha256: str) -> int | None:
@@ -50,6 +62,15 @@ def held_by_person(session: Session, actor: Actor, names: Collection[str]) -> se
         )
         found.update(upload.sha256 for upload in uploads if upload.driver_state.get("complete"))
     return found
+
+
+def holds_size(session: Session, actor: Actor, size: int) -> bool:
+    """Say whether the actor has shown to have any file of so many bytes, or may well have.
+
+    Asked before a file's sha256 is known: what it answers, they know.
+    """
+    alike = session.scalars(select(Blob.sha256).where(Blob.size == size).limit(_ALIKE + 1)).all()
+    return len(alike) > _ALIKE or bool(held_by_person(session, actor, alike))
 
 
 def size_for_worker(session: Session, worker_id: str, sha256: str) -> int | None:

@@ -6,7 +6,7 @@ from flask import Blueprint, Flask, jsonify
 from flask.typing import ResponseReturnValue
 from sqlalchemy.orm import Session
 
-from scheduler.queries.blobs import held_by_person, size_for_person
+from scheduler.queries.blobs import held_by_person, holds_size, size_for_person
 from web import auth
 from web.api import (
     aliases,
@@ -40,7 +40,7 @@ def register(app: Flask) -> Blueprint:
         webhooks, mirror,
     ):  # fmt: skip
         part.add(routes)
-    add_transfer(routes, owner=_owner, readable=_readable, held=_held)
+    add_transfer(routes, owner=_owner, readable=_readable, held=_held, alike=_alike)
     app.register_blueprint(blueprint)
 
     @app.get(DOCUMENT)
@@ -60,3 +60,7 @@ def _readable(session: Session, sha256: str) -> int | None:
 
 def _held(session: Session, names: Collection[str]) -> set[str]:
     return held_by_person(session, auth.actor(), names)
+
+
+def _alike(session: Session, size: int) -> bool:
+    return holds_size(session, auth.actor(), size)
