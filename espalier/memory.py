@@ -19,7 +19,9 @@ from espalier.activations import (
     tokens,
     train_terms,
     trained_bytes,
+    update_terms,
 )
+from espalier.exporting import GGUF_BYTES
 from espalier.geometry import BYTES, Geometry, UnknownModel, read
 from espalier.specs import EvalSpec, ExportSpec, FuseSpec, QuantizeSpec, Spec, TrainSpec
 
@@ -36,8 +38,6 @@ SHARD = 5 << 30
 #: Copies of the trained weights that an optimizer keeps as its state. Adafactor keeps sums of
 #: rows and columns.
 STATE = {"adam": 2.0, "adamw": 2.0, "muon": 1.0, "sgd": 1.0, "adafactor": 0.05}
-#: Bytes of a weight in a file, scales included.
-_GGUF_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32, "q4_1": 20 / 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,8 @@ def _train(
     # In a full fine-tune the trained weights are the model's own.
     parts.add("adapter", trained if spec.fine_tune_type != "full" else 0)
     parts.add("optimizer", trained * STATE[spec.optimizer])
-    parts.add_all(parts_of(train_terms(model, spec, longest)))
+    backward = parts_of(train_terms(model, spec, longest))
+    parts.add_larger(backward, parts_of(update_terms(model, spec)))
 
 
 def _eval(
@@ -220,7 +221,7 @@ def _export(parts: _Parts, model: Geometry, spec: ExportSpec, weights: int) -> N
     parts.add("weights", weights)
     parts.add("unpacked", plain.weights if model.bits else 0)
     elements = plain.weights // plain.width
-    file = round(elements * _GGUF_BYTES[spec.type])
+    file = round(elements * max(GGUF_BYTES[kind] for kind in spec.wanted))
     if spec.format == "gguf":
         largest = 3 * 4 * max(model.vocab * model.hidden, *(x.size for x in model.linears()))
         parts.add_larger({"converted": largest}, {"llama.cpp": file})

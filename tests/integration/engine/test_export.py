@@ -1,5 +1,6 @@
 """Export: llama.cpp reads the file and says what MLX says."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -9,13 +10,18 @@ from typing import Any
 import gguf
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_map_with_path
+from mlx_lm.utils import _get_classes, save_model
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from espalier import exporting
+from espalier.messages import OutputEvent
 from espalier.states import Reason
 from espalier.textsql import texts
 from tests.integration.engine.child import Child
 from worker.engine import tiny
+from worker.engine.export import proving
 
 ChildRunner = Callable[..., Child]
 
@@ -37,75 +43,197 @@ def change_config(directory: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_gguf_gives_mlxs_greedy_tokens(
-    kind: str, fused: Child, dataset: Path, child: ChildRunner
-) -> None:
+def test_gguf_gives_mlxs_greedy_tokens(fused: Child, dataset: Path, child: ChildRunner) -> None:
     inputs = {"model": fused.output("model"), "data": dataset}
-    run = child("export", {"type": kind}, inputs)
+    run = child("export", {"type": "f16"}, inputs)
     assert run.done.state == "succeeded"
     match = run.proofs()["token_match"]
     assert match.value == 1.0, run.log
+    assert "over 10 prompts" in match.detail
     assert run.proofs()["tokenizer_match"].value == 1.0
-    path = run.output("gguf") / f"model-{kind}.gguf"
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert abs(run.proofs()["perplexity_difference"].value) < 1e-3
+    path = run.output("gguf") / "model-f16.gguf"
+    found = {p.name for p in path.parent.iterdir()}
+    assert found == {path.name, "README.md", "Modelfile", "prompts.jsonl"}
     fields = gguf.GGUFReader(path).fields
     assert fields["general.architecture"].contents() == "llama"
     assert fields["tokenizer.ggml.pre"].contents() == "gpt-2"
     assert "im_start" in fields["tokenizer.chat_template"].contents()
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    samples = [json.loads(line) for line in (path.parent / "prompts.jsonl").open()]
+    assert [s["mlx"] for s in samples] == [s["llama_cpp"] for s in samples]
 
 
-@pytest.mark.parametrize(
-    ("arch", "kind", "config"),
-    [
-        ("qwen2", "f16", {}),
-        ("qwen3", "q8_0", {}),
-        ("llama", "bf16", {"model_type": "mistral"}),
-        (
-            "llama",
-            "f32",
-            {
-                "rope_scaling": {
-                    "rope_type": "llama3",
-                    "factor": 8.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 64,
-                }
-            },
-        ),
-    ],
-    ids=["qwen2", "qwen3", "mistral", "llama3-rope"],
-)
-def test_architectures(
-    arch: str,
-    kind: str,
-    config: dict[str, Any],
-    dataset: Path,
-    inside: ChildRunner,
-    tmp_path: Path,
-) -> None:
-    model = make_decisive(tmp_path / "model", arch, **config)
-    run = inside("export", {"type": kind}, {"model": model, "data": dataset})
-    assert run.done.state == "succeeded"
-    match = run.proofs()["token_match"]
-    # Eight bits of mantissa move a random model's tokens now and then; sixteen must not.
-    assert match.value >= (0.95 if kind in ("bf16", "q8_0") else 1.0), match.detail
-    assert match.limit
-
-
-def test_four_bits_are_recorded_and_a_limit_refuses_them(
+def test_several_types_of_one_job_in_both_engines(
     fused: Child, dataset: Path, inside: ChildRunner
 ) -> None:
     inputs = {"model": fused.output("model"), "data": dataset}
-    run = inside("export", {"type": "q4_0"}, inputs)
-    assert run.proofs()["token_match"].ok is None
-    assert "output.weight" in run.notices
+    types = ["f32", "q8_0", "q4_1", "q4_0"]
+    run = inside("export", {"types": types, "side_by_side": True, "proof_prompts": 3}, inputs)
+    assert run.done.state == "succeeded", run.log
+    table = run.tables()["engines"]
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    both = [(row["engine"], row["type"]) for row in rows]
+    assert both == [("mlx", "f32"), ("llama.cpp", "f32")] + [
+        (engine, kind) for kind in types[1:] for engine in ("llama.cpp", "mlx")
+    ]
+    by = dict(zip(both, rows, strict=True))
+    for row in rows:
+        assert row["tokens_per_second"] > 0
+        assert row["prompt_tokens_per_second"] > 0
+    sizes = [by["llama.cpp", kind]["size_bytes"] for kind in types]
+    assert sizes == sorted(sizes, reverse=True)
+    for kind in types:  # the same weights, read by two programs
+        one, other = (by[engine, kind]["perplexity"] for engine in ("mlx", "llama.cpp"))
+        assert one == pytest.approx(other, rel=5e-3)
+    assert {p.name for p in run.output("gguf").glob("*.gguf")} == {f"model-{t}.gguf" for t in types}
+    assert run.proofs()["token_match_f32"].ok
+    assert run.proofs()["token_match_q4_0"].ok is None
+
+
+_SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 2048,
+    "vocab_size": 512,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "eos_token_id": 2,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_GEMMA3 = {
+    "query_pre_attn_scalar": 32,
+    "num_hidden_layers": 6,
+    "sliding_window": 16,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 10000.0,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+#: Every architecture that an export knows, each with what is peculiar to it.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "llama-tied": {"tie_word_embeddings": True, "rope_scaling": _LLAMA3},
+    "mistral": {},
+    "mixtral": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2": {"head_dim": 16, "rope_scaling": _YARN},
+    "qwen2_moe": {**_EXPERTS, "head_dim": 16, "shared_expert_intermediate_size": 96},
+    "qwen3": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "qwen3_moe": {
+        **_EXPERTS, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    },
+    "gemma": {"tie_word_embeddings": True},
+    "gemma2": {"query_pre_attn_scalar": 32},
+    "gemma3_text": {**_GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "gemma3": {"text_config": {**_GEMMA3, "model_type": "gemma3_text"}},
+    "phi": {"head_dim": 16, "num_key_value_heads": 4, "partial_rotary_factor": 0.5,
+            "layer_norm_eps": 1e-5},
+    "phi3": {"head_dim": 16, "partial_rotary_factor": 0.5, "sliding_window": 2047,
+             "pad_token_id": 0},
+}  # fmt: skip
+
+
+def make_random(directory: Path, name: str) -> Path:
+    """A random model of mlx-lm's own class whose every weight, norms and biases too, counts."""
+    directory.mkdir()
+    config = {**_SIZES, "model_type": name.split("-")[0], **ARCHITECTURES[name]}
+    if text := config.get("text_config"):
+        config["text_config"] = {**_SIZES, **text}
+    tiny.make_tokenizer(directory, 512, 0)
+    mx.random.seed(1)
+    model_class, args_class = _get_classes(config)
+    model = model_class(args_class.from_dict(copy.deepcopy(config)))
+
+    def init(_: str, value: Any) -> Any:
+        noise = mx.random.normal(value.shape)
+        return noise * 0.16 if value.ndim > 1 else value + noise * 0.1
+
+    model.update(tree_map_with_path(init, model.parameters()))
+    save_model(directory, model)
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_every_architecture_is_tried() -> None:
+    assert {name.split("-")[0] for name in ARCHITECTURES} == set(exporting.ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures(name: str, dataset: Path, inside: ChildRunner, tmp_path: Path) -> None:
+    model = make_random(tmp_path / "model", name)
+    run = inside("export", {"type": "f32", "proof_prompts": 4}, {"model": model, "data": dataset})
+    assert run.done.state == "succeeded", run.log
+    proofs = run.proofs()
+    assert proofs["token_match"].value > 0.97, proofs["token_match"].detail
+    # Another norm, rotation, scale, window or router would move this by far more.
+    assert abs(proofs["perplexity_difference"].value) < 2e-3, proofs["perplexity_difference"].detail
+
+
+def test_k_types_are_ggmls(dataset: Path, inside: ChildRunner, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    tiny.make(model, "qwen3", steps=0, hidden=256, layers=3)
+    types = ["q8_0", "q6_k", "q4_k_m"]
+    run = inside("export", {"types": types, "proof_prompts": 2, "proof_tokens": 4},
+                 {"model": model, "data": dataset})  # fmt: skip
+    assert run.done.state == "succeeded", run.log
+    folder = run.output("gguf")
+    sizes = [(folder / f"model-{kind}.gguf").stat().st_size for kind in types]
+    assert sizes == sorted(sizes, reverse=True)
+    reader = gguf.GGUFReader(folder / "model-q4_k_m.gguf")
+    found = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    # As llama_model_quantize mixes them: the head, and every third layer's values and downs, wider.
+    assert found["output.weight"] == "Q6_K"
+    assert [found[f"blk.{i}.ffn_down.weight"] for i in range(3)] == ["Q4_K", "Q4_K", "Q6_K"]
+    assert found["blk.0.attn_norm.weight"] == "F32"
+    assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_K_M
+    assert "im_start" in reader.fields["tokenizer.chat_template"].contents()
+    values = {row[1]: row[2] for row in run.tables()["engines"].rows if row[0] == "llama.cpp"}
+    assert values["q6_k"] == pytest.approx(values["q8_0"], rel=0.01)
+
+
+def test_types_that_do_not_fit_are_refused(model: Path, dataset: Path, inside: ChildRunner) -> None:
+    run = inside("export", {"type": "q4_k_m"}, {"model": model, "data": dataset})
+    assert run.error.code is Reason.BAD_INPUT
+    assert "256" in run.error.message
+    assert "q8_0" in (run.error.hint or "")
+
+
+def test_a_limit_that_was_asked_for_refuses(
+    fused: Child, dataset: Path, inside: ChildRunner
+) -> None:
+    inputs = {"model": fused.output("model"), "data": dataset}
     strict = {"type": "q4_1", "min_token_match": 1.0, "proof_tokens": 48}
     run = inside("export", strict, inputs)
+    assert "output.weight" in run.notices
     assert run.error.code is Reason.PROOF_FAILED
     assert "token_match" in run.error.message
     assert not (run.proofs()["token_match"].ok)
+
+
+def test_below_a_default_limit_a_file_is_marked_not_hidden(
+    fused: Child, dataset: Path, inside: ChildRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(proving.TOKEN_MATCH, "q4_0", 1.0)
+    inputs = {"model": fused.output("model"), "data": dataset}
+    run = inside("export", {"type": "q4_0", "proof_tokens": 48}, inputs)
+    assert run.done.state == "succeeded"
+    assert run.proofs()["token_match"].ok is False
+    (event,) = run.all(OutputEvent)
+    assert "token_match" in event.meta["marked"]
+    assert "Published, and marked" in run.notices
+    assert "Marked" in (run.output("gguf") / "README.md").read_text()
 
 
 def test_a_quantized_model_is_dequantized_first(
@@ -162,9 +290,9 @@ def test_a_sentencepiece_tokenizer(dataset: Path, inside: ChildRunner, tmp_path:
 def test_what_gguf_does_not_know_is_refused(
     model: Path, dataset: Path, inside: ChildRunner, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(model, copy)
-    path = copy / "tokenizer.json"
+    changed = tmp_path / "copy"
+    shutil.copytree(model, changed)
+    path = changed / "tokenizer.json"
     rules = json.loads(path.read_text())
     split = {"type": "Split", "pattern": {"Regex": "[aeiou]+"}, "behavior": "Isolated"}
     byte_level = rules["pre_tokenizer"] | {"use_regex": False}
@@ -173,12 +301,15 @@ def test_what_gguf_does_not_know_is_refused(
         "pretokenizers": [split | {"invert": False}, byte_level],
     }
     path.write_text(json.dumps(rules))
-    run = inside("export", {}, {"model": copy, "data": dataset})
+    run = inside("export", {}, {"model": changed, "data": dataset})
     assert run.error.code is Reason.BAD_INPUT
     assert "[aeiou]+" in run.error.message
-    change_config(copy, model_type="gemma")
-    run = inside("export", {}, {"model": copy, "data": dataset})
+    assert "pre_tokenizer" in (run.error.hint or "")
+    change_config(changed, model_type="cohere")
+    run = inside("export", {}, {"model": changed, "data": dataset})
     assert run.error.code is Reason.BAD_INPUT
+    assert "cohere" in run.error.message
+    assert "ESPALIER_CONVERTER" in (run.error.hint or "")
 
 
 def test_a_wrong_pre_tokenizer_is_caught_by_the_proof(

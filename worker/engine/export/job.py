@@ -1,52 +1,39 @@
 """Export to safetensors or GGUF, proved by another reader of the file."""
 
-import subprocess
+import json
+import os
+import shlex
+import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import mlx.core as mx
-from mlx_lm.generate import generate_step
-from mlx_lm.utils import dequantize_model, save
-from pydantic import ValidationError
+from mlx_lm.utils import dequantize_model
 
+from espalier.errors import InvalidInput
+from espalier.exporting import FLOATS, K_TYPES, check_architecture, check_tokenizer, check_types
 from espalier.specs import ExportSpec
 from espalier.states import ArtifactKind
-from worker.engine.export import gguf_writer
-from worker.engine.export.gguf_reader import Answer, Mismatch, Prompt, Reading
-from worker.engine.export.gguf_tokenizer import CHECK_TEXTS
-from worker.engine.measure import Limits, seed_everything
-from worker.engine.models import Loaded, dtype_of, facts, load_model, versions
-from worker.engine.proofs import HeldOut, Verdict, compare, held_out
-from worker.engine.quantize.job import cast
-from worker.engine.report import Cancelled, Job, ProofFailed, log
+from worker.engine.export import (
+    card,
+    folder,
+    gguf_mixes,
+    gguf_writer,
+    llama_api,
+    modelfile,
+    proving,
+)
+from worker.engine.export.gguf_arch import Source
+from worker.engine.export.gguf_tokenizer import read_vocabulary
+from worker.engine.measure import seed_everything
+from worker.engine.models import Loaded, dtype_of, load_model, read_json, versions
+from worker.engine.report import BadInput, Job, log
 
-#: The share of greedy tokens that must be MLX's, by type; at 4 bits it is recorded only.
-TOKEN_MATCH: dict[str, float | None] = {
-    "f32": 1.0,
-    "f16": 1.0,
-    "bf16": 0.95,
-    "q8_0": 0.95,
-    "q4_0": None,
-    "q4_1": None,
-}
-#: MLX's two best tokens may be so close, in nats, that rounding decides between them: a
-#: difference there is a tie, not a fault. By the source's type and by the file's.
-_NOISE = {
-    "float32": 5e-3,
-    "float16": 0.02,
-    "bfloat16": 0.1,
-    "f32": 5e-3,
-    "f16": 0.01,
-    "bf16": 0.1,
-    "q8_0": 0.1,
-    "q4_0": 0.1,
-    "q4_1": 0.1,
-}
-_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_PROMPTS = 4
-_PROMPT_TOKENS = 48
-#: How far perplexity may move when weights are only cast.
-_CAST_LIMIT = 0.01
+#: Where llama.cpp's own converter is, as a command: a script, or a Python and a script.
+CONVERTER = "ESPALIER_CONVERTER"
+#: The type that holds all that a model's weights say.
+_LOSSLESS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 def run(job: Job) -> None:
@@ -55,188 +42,197 @@ def run(job: Job) -> None:
     assert isinstance(spec, ExportSpec)
     job.report.phase("loading")
     seed_everything(spec.seed)
+    if spec.format == "safetensors":
+        folder.export(job, spec)
+        return
+    command = _check(job, spec)
     loaded = load_model(job.need("model"))
-    if spec.format == "gguf":
-        gguf_writer.architecture(loaded.config)
     if loaded.quantization:
         job.report.notice(
             f"The model is quantized ({loaded.quantization['bits']} bits): its weights are"
-            f" dequantized first, and {spec.type} is made from those."
+            f" dequantized first, and {', '.join(spec.wanted)} is made from those."
         )
         loaded.model = dequantize_model(loaded.model)
         for key in ("quantization", "quantization_config"):
             loaded.config.pop(key, None)
-    if spec.format == "gguf":
-        _export_gguf(job, spec, loaded)
-    else:
-        _export_safetensors(job, spec, loaded)
+    _export(job, spec, loaded, command)
 
 
-def _export_safetensors(job: Job, spec: ExportSpec, loaded: Loaded) -> None:
-    """Cast, save, read back, and compare with the source on held-out text."""
-    # One row at a time: two models are in memory, and the spec has no batch to make smaller.
-    text = held_out(job, loaded, Limits(4, 8, 2048, spec.seed, rows=1))
-    directory = job.output("model")
-    job.report.phase("writing")
-    dtype = _DTYPES[spec.type]
-    copy = load_model(loaded.directory)
-    copy.model = dequantize_model(copy.model)
-    cast(copy.model, dtype)
-    config = loaded.config | {"torch_dtype": dtype}
-    save(directory, loaded.directory, copy.model, loaded.tokenizer, config, donate_model=True)
-    job.report.phase("proving")
-    written = load_model(directory)
-    found = compare(job, loaded.model, written.model, text)
-    verdict = Verdict(job)
-    detail = f"{found.reference.tokens} tokens of {text.source}; mean KL {found.mean_kl:.3g}"
-    verdict.at_most("perplexity_difference", abs(found.perplexity_increase), _CAST_LIMIT, detail)
-    verdict.close("Use a wider type: bf16 keeps f32's range, f32 keeps all.")
-    job.report.output("model", ArtifactKind.MODEL, directory, facts(written))
+def _check(job: Job, spec: ExportSpec) -> list[str] | None:
+    """Refuse what cannot work; return the converter's command where our writer does not know it."""
+    model = job.need("model")
+    config = read_json(model / "config.json")
+    check_types(config, spec.wanted)
+    try:
+        check_architecture(config)
+        rules = model / "tokenizer.json"
+        if rules.is_file():
+            check_tokenizer(json.loads(rules.read_text(encoding="utf-8")), spec.pre_tokenizer)
+    except InvalidInput as error:
+        command = converter()
+        if command is None:
+            raise
+        job.report.notice(f"{error.detail} llama.cpp's own converter is asked ({command[-1]}).")
+        return command
+    return None
 
 
-def _export_gguf(job: Job, spec: ExportSpec, loaded: Loaded) -> None:
+def converter() -> list[str] | None:
+    """Return the command of llama.cpp's ``convert_hf_to_gguf.py``, where it is installed."""
+    if said := os.environ.get(CONVERTER):
+        command = shlex.split(said)
+        return [sys.executable, *command] if command[0].endswith(".py") else command
+    found = shutil.which("convert_hf_to_gguf.py")
+    return [found] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file that was written, and the tensors kept wider than its type."""
+
+    path: Path
+    kind: str
+    wider: tuple[str, ...] = ()
+
+
+def _export(job: Job, spec: ExportSpec, loaded: Loaded, command: list[str] | None) -> None:
     directory = job.output("gguf")
-    path = directory / f"model-{spec.type}.gguf"
-    tokenizer = Path(job.task.scratch_dir) / "tokenizer"
-    loaded.tokenizer.save_pretrained(tokenizer)
     job.report.phase("writing")
-    written = gguf_writer.write(
-        loaded, tokenizer, path, spec.type, lambda d, n: job.advance(d, n, "tensors")
-    )
-    if written.wider:
-        job.report.notice(
-            f"{len(written.wider)} of {written.tensors} tensors are kept wider than {spec.type}:"
-            f" {', '.join(written.wider[:5])}{'…' if len(written.wider) > 5 else ''}"
-        )
-    log.info("%s: %d tensors, %d bytes", path.name, written.tensors, written.size)
+    files = _write(job, spec, loaded, command, directory)
+    for file in files:
+        if file.wider:
+            told = f"{', '.join(file.wider[:5])}{'…' if len(file.wider) > 5 else ''}"
+            job.report.notice(f"{len(file.wider)} tensors are kept wider than {file.kind}: {told}")
     job.report.phase("proving")
-    match = _prove_gguf(job, spec, loaded, path)
-    job.report.metrics(0, token_match=match, size_bytes=written.size)
-    meta = {
-        "type": spec.type,
-        "size_bytes": written.size,
+    reference = proving.refer(job, spec, loaded)
+    for file in files:
+        row = proving.prove(job, spec, reference, file.path, file.kind)
+        if spec.side_by_side and file.kind != reference.rows[0].type:
+            proving.also_in_mlx(job, reference, file.path, file.kind)
+        suffix = f"_{file.kind}" if len(files) > 1 else ""
+        values = {"token_match": row.token_match, "size_bytes": row.size_bytes,
+                  "perplexity": row.perplexity}  # fmt: skip
+        job.report.metrics(0, **{f"{k}{suffix}": v for k, v in values.items() if v is not None})
+    proving.tell(job, reference)
+    _publish(job, spec, reference, files, directory)
+
+
+def _publish(
+    job: Job, spec: ExportSpec, reference: proving.Reference, files: list[_File], directory: Path
+) -> None:
+    """Put beside the files what people need to use them, and announce the folder."""
+    loaded = reference.loaded
+    names = [file.path.name for file in files]
+    note = modelfile.write(directory, loaded.tokenizer, names[-1])
+    if note:
+        job.report.notice(note)
+    lines = [json.dumps(sample, ensure_ascii=False) for sample in reference.samples]
+    (directory / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    card.write_gguf(directory, job, loaded, reference, names)
+    meta: dict[str, Any] = {
+        "type": ", ".join(file.kind for file in files),
+        "size_bytes": sum(file.path.stat().st_size for file in files),
         "model_type": loaded.config["model_type"],
         "exported_from": spec.model,
+        "samples": "prompts.jsonl",
         "versions": versions(),
     }
+    if reference.marks:
+        meta["marked"] = "; ".join(reference.marks)
     job.report.output("gguf", ArtifactKind.GGUF, directory, meta)
 
 
-def _prove_gguf(job: Job, spec: ExportSpec, loaded: Loaded, path: Path) -> float:
-    """Compare llama.cpp with MLX: the tokens of a check text, and greedy tokens of prompts."""
-    text = held_out(job, loaded, Limits(1, _PROMPTS, 2048, spec.seed))
-    prompts, gaps = [], []
-    for tokens in _prompts(text):
-        expected, near = greedy(loaded, tokens, spec.proof_tokens)
-        prompts.append(Prompt(tokens=tokens, expected=expected))
-        gaps.append(near)
-        job.orders.check()
-    ends = sorted(loaded.tokenizer.eos_token_ids)
-    answer = _ask(job, Reading(path=str(path), texts=list(CHECK_TEXTS), prompts=prompts, ends=ends))
+# --- Writing ------------------------------------------------------------------------------
 
-    verdict = Verdict(job)
-    encode = loaded.tokenizer.encode
-    same = [
-        encode(check, add_special_tokens=False) == tokens
-        for check, tokens in zip(CHECK_TEXTS, answer.tokenized, strict=True)
-    ]
-    for check, equal in zip(CHECK_TEXTS, same, strict=True):
-        if not equal:
-            log.warning("llama.cpp reads other tokens in %r", check)
-    verdict.at_least(
-        "tokenizer_match", sum(same) / len(same), 1.0, f"{len(same)} check texts, token by token"
+
+def _write(
+    job: Job, spec: ExportSpec, loaded: Loaded, command: list[str] | None, directory: Path
+) -> list[_File]:
+    """Write every type that is wanted; K types come out of the widest file of floats."""
+    plain = [kind for kind in spec.wanted if kind not in K_TYPES]
+    floats = [kind for kind in plain if kind in FLOATS]
+    lossless = _LOSSLESS.get(dtype_of(loaded.model), "f32")
+    base = next((kind for kind in ("f32", lossless) if kind in floats), None)
+    made: dict[str, _File] = {}
+    for kind in plain:
+        path = directory / f"model-{kind}.gguf"
+        made[kind] = _File(path, kind, _one(job, spec, loaded, command, path, kind))
+    if spec.k_types:
+        scratch = Path(job.task.scratch_dir) / "floats.gguf"
+        source = made[base].path if base else scratch
+        if base is None:
+            _one(job, spec, loaded, command, scratch, lossless)
+        for mix in spec.k_types:
+            path = directory / f"model-{mix}.gguf"
+            _mix(job, source, path, mix)
+            made[mix] = _File(path, mix)
+        scratch.unlink(missing_ok=True)
+    return [made[kind] for kind in spec.wanted]
+
+
+def _one(
+    job: Job, spec: ExportSpec, loaded: Loaded, command: list[str] | None, path: Path, kind: str
+) -> tuple[str, ...]:
+    if command:
+        _convert(job, loaded, command, path, kind)
+        return ()
+    scratch = Path(job.task.scratch_dir) / "tokenizer"
+    loaded.tokenizer.save_pretrained(scratch)
+    source = Source.of(loaded)
+    vocabulary = read_vocabulary(
+        scratch, loaded.tokenizer, source.args.vocab_size, spec.pre_tokenizer
     )
-    noise = max(_NOISE.get(dtype_of(loaded.model), 0.1), _NOISE[spec.type])
-    strays, ties = _sort(answer.mismatches, prompts, gaps, noise, loaded)
-    total = sum(len(prompt.expected) for prompt in prompts) - ties
-    match = (total - strays) / total if total else 1.0
-    detail = f"{total - strays} of {total} greedy tokens over {len(prompts)} prompts"
-    if ties:
-        detail += f"; {ties} left out, where MLX's two best tokens are within {noise} nats"
-    limit = TOKEN_MATCH[spec.type] if spec.min_token_match is None else spec.min_token_match
-    verdict.at_least("token_match", match, limit, detail)
-    verdict.close("Export to a wider type; the log names what differed.")
-    return match
+    about = gguf_writer.About(card.name_of(spec.model), card.license_of(loaded.directory))
+    written = gguf_writer.write(
+        source, vocabulary, about, path, kind, lambda d, n: job.advance(d, n, "tensors")
+    )
+    log.info("%s: %d tensors, %d bytes", path.name, written.tensors, written.size)
+    return written.wider
 
 
-def _prompts(text: HeldOut) -> list[list[int]]:
-    """The first half of rows of held-out text, at most 48 tokens each."""
-    rows = [text.dataset[i][0] for i in range(min(_PROMPTS, len(text.dataset)))]
-    return [row[: max(1, min(len(row) // 2, _PROMPT_TOKENS))] for row in rows]
-
-
-def greedy(loaded: Loaded, tokens: list[int], count: int) -> tuple[list[int], list[float]]:
-    """Continue greedily by MLX, up to and with an end token; return tokens and leads.
-
-    A lead is the log probability of the chosen token less that of the next best, in nats.
-    """
-    ends = set(loaded.tokenizer.eos_token_ids)
-    chosen, leads = [], []
-    for token, log_probs in generate_step(mx.array(tokens), loaded.model, max_tokens=count):
-        best = mx.sort(log_probs.astype(mx.float32).reshape(-1))[-2:]
-        chosen.append(int(token))
-        leads.append(float((best[1] - best[0]).item()))
-        if int(token) in ends:
-            break
-    return chosen, leads
-
-
-def _sort(
-    mismatches: list[Mismatch],
-    prompts: list[Prompt],
-    leads: list[list[float]],
-    noise: float,
-    loaded: Loaded,
-) -> tuple[int, int]:
-    """Count the mismatches that are differences, and those that are ties."""
-    strays = ties = 0
-    for found in mismatches:
-        lead = leads[found.prompt][found.position]
-        tie = lead < noise
-        ties, strays = ties + tie, strays + (not tie)
-        expected = prompts[found.prompt].expected[found.position]
-        log.info(
-            "prompt %d, token %d: MLX %r, llama.cpp %r; MLX's lead is %.4g nats%s",
-            found.prompt,
-            found.position,
-            loaded.tokenizer.decode([expected]),
-            "the end" if found.token is None else loaded.tokenizer.decode([found.token]),
-            lead,
-            ": a tie" if tie else "",
-        )
-    return strays, ties
-
-
-def _ask(job: Job, reading: Reading) -> Answer:
-    """Run the reader in a process of its own; raises ProofFailed when it cannot read the file."""
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "worker.engine.export.gguf_reader"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as reader:
-        said, logged = _converse(job, reader, reading.model_dump_json() + "\n")
-    try:
-        return Answer.model_validate_json(said)
-    except ValidationError as error:
-        for line in logged.splitlines()[-20:]:
-            log.error("llama.cpp: %s", line)
-        raise ProofFailed(
-            f"llama.cpp could not read {Path(reading.path).name} (exit status"
-            f" {reader.returncode}). Nothing is published.",
-            "The log has its last lines.",
-        ) from error
-
-
-def _converse(job: Job, reader: "subprocess.Popen[str]", line: str) -> tuple[str, str]:
-    """Ask and wait, obeying a cancel order meanwhile; return the answer and the log."""
-    question: str | None = line
-    while True:
+def _mix(job: Job, source: Path, path: Path, kind: str) -> None:
+    """Have ggml round the weights, in a process that has no MLX; raises BadInput."""
+    if gguf_mixes.installed() is None:
         try:
-            return reader.communicate(question, timeout=0.5)
-        except subprocess.TimeoutExpired:
-            question = None  # it is on its way
-            if job.orders.cancelled:
-                reader.kill()
-                raise Cancelled from None
+            llama_api.library()
+        except llama_api.Missing as error:
+            raise BadInput(
+                f"type {kind} is made by ggml's own code, and this worker has none: {error}",
+                "Install llama.cpp on the worker (its llama-quantize is used then), or another"
+                " release of xllamacpp; or export to q8_0, q5_1, q5_0, q4_1 or q4_0.",
+            ) from error
+    command = [sys.executable, "-P", "-m", "worker.engine.export.gguf_mixes"]
+    status, _, logged = proving.run_beside(job, [*command, str(source), str(path), kind])
+    if status:
+        for line in logged.splitlines()[-20:]:
+            log.error("ggml: %s", line)
+        raise RuntimeError(f"{path.name} was not made: ggml's process ended with {status}")
+    log.info("%s: %d bytes", path.name, path.stat().st_size)
+
+
+def _convert(job: Job, loaded: Loaded, command: list[str], path: Path, kind: str) -> None:
+    """Have llama.cpp's converter write the file; it is told to stay off the network."""
+    if kind not in ("f32", "f16", "bf16", "q8_0"):
+        raise BadInput(
+            f"llama.cpp's converter writes f32, f16, bf16 and q8_0, not {kind}.",
+            "Use one of those, or a K type, which is made from them.",
+        )
+    source = loaded.directory
+    if "quantization" in read_json(source / "config.json"):
+        source = Path(job.task.scratch_dir) / "plain"
+        folder.write_plain(loaded, source)
+    env = {k: v for k, v in os.environ.items() if k != "ESPALIER_EVENTS_FD"}
+    env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "no_proxy": ""}
+    env |= dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    status, said, logged = proving.run_beside(
+        job, [*command, str(source), "--outfile", str(path), "--outtype", kind], env=env
+    )
+    if status or not path.is_file():
+        lines = (said + logged).splitlines()
+        for line in lines[-20:]:
+            log.error("converter: %s", line)
+        raise BadInput(
+            f"llama.cpp's converter could not convert the model (exit status {status}):"
+            f" {lines[-1] if lines else 'it said nothing'!s:.300}",
+            "The log has its last lines. Export with format safetensors works for every model.",
+        )
