@@ -121,14 +121,40 @@ def held_out() -> list[Case]:
     """The configurations that the predictor is judged by: 36 of four architectures."""
     archs = ("llama", "qwen2", "qwen3", "gemma")
     plan = [(arch, *method) for method in METHODS for arch in archs]
-    return draw(2026, plan, HELD_OUT)
+    return draw(1121, plan, HELD_OUT)
 
 
 def fitted(rounds: int = 4) -> list[Case]:
     """The configurations that coefficients are fitted to: other shapes, and more architectures."""
     archs = ("llama", "qwen2", "qwen3", "gemma", "phi3", "mixtral")
     plan = [(arch, *method) for _ in range(rounds) for method in METHODS for arch in archs]
-    return draw(7, plan, FITTED)
+    return draw(7, plan, FITTED) + updates()
+
+
+def updates() -> list[Case]:
+    """Full fine-tunes of many weights on few tokens: the optimizer's step is their worst moment."""
+    shapes = (
+        Shape("llama", 192, 768, 6, 3, 2, 512, False, "float32"),
+        Shape("qwen3", 144, 576, 6, 3, 3, 512, False, "bfloat16"),
+    )
+    cases = []
+    for shape in shapes:
+        for optimizer in ("adam", "adamw", "sgd", "adafactor", "muon"):
+            for parts in (1, 2):
+                spec: dict[str, Any] = {
+                    "fine_tune_type": "full",
+                    "optimizer": optimizer,
+                    "num_layers": -1,
+                    "batch_size": parts,
+                    "iters": 2,
+                    "val_batches": 0,
+                    "max_seq_length": 64,
+                    "save_every": 1000,
+                    "steps_per_report": 1000,
+                }
+                spec |= {"micro_batch_size": 1} if parts > 1 else {}
+                cases.append(Case(shape, "train", spec))
+    return cases
 
 
 def draw(seed: int, plan: list[tuple[str, str, str, int]], space: Space = FITTED) -> list[Case]:

@@ -18,20 +18,37 @@ from espalier.states import Kind
 
 #: How strongly a coefficient is held to the one before, relative to a peak's error.
 PULL = 0.01
+ROUNDS = 8
+
+#: A peak: its terms, what is known exactly, and itself, in bytes.
+_Row = tuple[dict[str, float], float, float]
 
 
 def fit(measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the coefficients that fit ``{config, kind, spec, weights, peak}`` best."""
-    found: dict[str, float] = {}
-    for kind in ("train", "eval"):
-        found |= _fit([row for row in measured if row["kind"] == kind])
+    """Return the coefficients that fit ``{config, kind, spec, weights, peak}`` best.
+
+    A step's peak is in its backward pass or in the optimizer's: which one is what the coefficients
+    say, so that both are fitted in turns.
+    """
+    found = dict(COEFFICIENTS)
+    for _ in range(ROUNDS):
+        moments: dict[str, list[_Row]] = {"eval": [], "backward": [], "update": []}
+        for row in measured:
+            held, exact = _moments(row)
+            worst = max(held, key=lambda moment: _sum(held[moment], found))
+            moments[worst].append((held[worst], exact, row["peak"]))
+        for split in moments.values():
+            found |= _fit(split, found) if split else {}
     return {name: round(value, 2) for name, value in found.items()}
 
 
-def _fit(measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    split = [(*_terms(row), row["peak"]) for row in measured]
+def _sum(terms: Mapping[str, float], coefficients: Mapping[str, float]) -> float:
+    return sum(size * coefficients[name] for name, size in terms.items())
+
+
+def _fit(split: Sequence[_Row], last: Mapping[str, float]) -> dict[str, float]:
     names = sorted({name for terms, _, _ in split for name in terms})
-    before = np.array([COEFFICIENTS[name] for name in names])
+    before = np.array([last[name] for name in names])
     pull = np.diag(PULL / np.maximum(before, 0.3))
     shares = [[terms.get(name, 0.0) / peak for name in names] for terms, _, peak in split]
     rest = [(peak - exact) / peak for _, exact, peak in split]
@@ -40,17 +57,19 @@ def _fit(measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return dict(zip(names, (float(x) for x in nonnegative(a, b)), strict=True))
 
 
-def _terms(row: Mapping[str, Any]) -> tuple[dict[str, float], float]:
-    """Return a case's terms, and the bytes that are known exactly."""
+def _moments(row: Mapping[str, Any]) -> tuple[dict[str, dict[str, float]], float]:
+    """Return a case's terms by moment, and the bytes that are known exactly."""
     model = geometry.read(row["config"])
     spec = parse(SPECS[Kind(row["kind"])], {"model": "a/b", "data": "a/c", **row["spec"]})
     if isinstance(spec, TrainSpec):
         trained = activations.trained_bytes(model, spec)
         adapter = 0 if spec.fine_tune_type == "full" else trained
         exact = row["weights"] + adapter + trained * STATE[spec.optimizer]
-        return activations.train_terms(model, spec, None), exact
+        backward = activations.train_terms(model, spec, None)
+        return {"backward": backward, "update": activations.update_terms(model, spec)}, exact
     assert isinstance(spec, EvalSpec)
-    return activations.eval_terms(model, rows(spec), tokens(spec, None)), row["weights"]
+    terms = activations.eval_terms(model, rows(spec), tokens(spec, None))
+    return {"eval": terms}, row["weights"]
 
 
 def nonnegative(a: Any, b: Any) -> Any:

@@ -13,42 +13,55 @@ from espalier.geometry import Geometry, Linear
 from espalier.specs import EvalSpec, FuseSpec, QuantizeSpec, TrainSpec
 
 COEFFICIENTS: dict[str, float] = {
-    "V": 3.54,
-    "V4": 0.22,
-    "layer": 8.39,
-    "scores": 1.1,
-    "f": 3.7,
-    "qk": 5.5,
-    "S": 1.15,
-    "g": 0.89,
-    "gqk": 12.72,
-    "gf": 1.45,
-    "r": 0.65,
-    "low": 0.61,
-    "glow": 0.55,
-    "dora": 1.05,
+    "V": 3.55,
+    "V4": 0.41,
+    "layer": 9.06,
+    "scores": 0.8,
+    "f": 3.76,
+    "qk": 6.24,
+    "S": 1.18,
+    "g": 2.17,
+    "gqk": 4.76,
+    "gf": 3.78,
+    "r": 0.86,
+    "low": 0.44,
+    "glow": 0.58,
+    "dora": 0.78,
     "doraQ": 0.93,
-    "gdora": 0.0,
-    "gdoras": 0.99,
-    "qwen3": 1.63,
-    "gemma": 0.34,
-    "phi3": 2.13,
-    "mixtral": 2.0,
-    "T_lora": 0.73,
-    "T_full": 0.68,
-    "T_muon": 0.12,
-    "T_sum": 1.26,
-    "eV": 1.88,
-    "eV4": 0.21,
-    "eS": 1.5,
-    "ef": 4.6,
+    "gdora": 0.23,
+    "gdoras": 0.26,
+    "qwen3": 2.31,
+    "gemma": 0.52,
+    "phi3": 2.37,
+    "mixtral": 0.0,
+    "T_lora": 0.0,
+    "T_full": 0.38,
+    "T_muon": 0.0,
+    "T_sum": 0.98,
+    "U_adam": 3.62,
+    "U_sgd": 0.95,
+    "U_adafactor": 2.29,
+    "U_muon": 3.54,
+    "U_sum": 0.66,
+    "eV": 1.98,
+    "eV4": 0.0,
+    "eS": 0.83,
+    "eS4": 0.32,
+    "eh": 11.17,
+    "ef": 0.76,
+    "eqk": 3.17,
+    "e4": 0.72,
     "cV": 3.0,
 }
 #: The part that a term is told under, where its name does not say so.
 _PART = {
     **dict.fromkeys(("V", "V4", "eV", "eV4", "cV"), "logits"),
-    **dict.fromkeys(("S", "scores", "eS"), "attention"),
+    **dict.fromkeys(("S", "scores", "eS", "eS4"), "attention"),
 }
+
+_KIND = {"T_": "gradients", "U_": "update"}
+#: Optimizers that do the same with memory.
+_RULE = {"adamw": "adam"}
 
 
 def tokens(spec: TrainSpec | EvalSpec | FuseSpec | QuantizeSpec, longest: int | None) -> int:
@@ -158,25 +171,47 @@ def _of_adapters(model: Geometry, spec: TrainSpec, n: int, kept: int) -> dict[st
     return found
 
 
+def update_terms(model: Geometry, spec: TrainSpec) -> dict[str, float]:
+    """Return bytes by term of the optimizer's step, when the activations are gone.
+
+    Gradients, and what a weight and its state are until the new ones take their place.
+    """
+    trained = trained_bytes(model, spec)
+    found: dict[str, float] = {f"U_{_RULE.get(spec.optimizer, spec.optimizer)}": trained}
+    if rows(spec) < spec.batch_size or spec.grad_accumulation_steps > 1:
+        found["U_sum"] = trained
+    return found
+
+
 def parts_of(terms: Mapping[str, float]) -> dict[str, float]:
     """Return terms times their coefficients, summed under the names people read."""
     found: dict[str, float] = {}
     for name, size in terms.items():
-        part = _PART.get(name, "gradients" if name.startswith("T_") else "activations")
+        part = _PART.get(name) or _KIND.get(name[:2], "activations")
         found[part] = found.get(part, 0.0) + size * COEFFICIENTS[name]
     return found
 
 
 def eval_terms(model: Geometry, rows: int, length: int) -> dict[str, float]:
-    """Return bytes by term of a forward pass: one layer's values, and the logits."""
+    """Return bytes by term of a forward pass: one layer's values, and the logits.
+
+    A softmax, and matrices in two-byte types on a CPU, are computed in four bytes.
+    """
     n, e = rows * length, model.width
+    h, f = model.hidden, model.inter * model.active
     found: dict[str, float] = {
         "eV": n * e * model.vocab,
         "eS": n * e * model.heads * length,
-        "ef": n * e * (model.hidden + model.inter * model.active),
+        "eh": n * e * h,
+        "ef": n * e * f,
+        "eqk": n * e * (model.queries + 2 * model.keys),
     }
     if e < 4:
-        found["eV4"] = n * 4 * model.vocab
+        found |= {
+            "eV4": n * 4 * model.vocab,
+            "eS4": n * 4 * model.heads * length,
+            "e4": n * 4 * (h + f),
+        }
     return found
 
 
