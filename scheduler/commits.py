@@ -225,7 +225,8 @@ def _meta(
     meta = {key: value for key, value in head.meta.items() if key != INCOMPLETE} if keeps else {}
     missing = judging.lacking(kind, files)
     if missing:
-        meta[INCOMPLETE] = f"This {kind.value} is not complete: it has no {' or '.join(missing)}."
+        lacks = f"This {kind.value} is not complete: it has no {' or '.join(missing)}."
+        meta[INCOMPLETE] = judging.advice(files) or lacks
     elif kind == ArtifactKind.DATASET and "dataset" not in meta:
         features = head.meta.get("features")
         data = [entry for path, entry in files.items() if judging.is_data(path)]

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from espalier.messages import FileEntry
+from espalier.peft import is_peft
 from espalier.splits import SPLITS
 from espalier.states import ArtifactKind
 from espalier.vetting import is_config, is_vetted, vet_file
@@ -37,6 +38,16 @@ def lacking(kind: ArtifactKind, paths: Collection[str]) -> tuple[str, ...]:
         if not any(_matches(path, group) for path in paths):
             return group
     return ()
+
+
+def advice(paths: Collection[str]) -> str | None:
+    """Return the next step for somebody whose files lack what loaders need."""
+    if is_peft(set(paths)):
+        return (
+            "This is an adapter of PEFT: `espalier adapter import DIR PROJECT/NAME` converts and"
+            " publishes it."
+        )
+    return None
 
 
 def _matches(path: str, group: tuple[str, ...]) -> bool:

@@ -22,7 +22,7 @@ from scheduler.access import Actor
 from scheduler.blobrows import Digests
 from scheduler.blobs import Blobs
 from scheduler.db import Database
-from scheduler.judging import judge, lacking
+from scheduler.judging import advice, judge, lacking
 from scheduler.models import Artifact, Blob, Project, Version
 from scheduler.queries.blobs import held_by_person
 
@@ -99,7 +99,7 @@ def _check_kind(session: Session, project: Project, wanted: Publication) -> None
     if group:
         raise InvalidInput(
             f"This is no {wanted.kind.value}: it has no {' or '.join(group)}.",
-            hint="Publish the folder as mlx-lm or transformers saved it.",
+            hint=advice(names) or "Publish the folder as mlx-lm or transformers saved it.",
             errors=[{"loc": ["files"], "msg": f"needs {' or '.join(group)}"}],
         )
     taken = session.scalar(

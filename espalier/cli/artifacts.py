@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from espalier import splits
-from espalier.cli import mirror
+from espalier.cli import adapters, mirror
 from espalier.cli.common import (
     JsonFlag,
     connect,
@@ -50,6 +50,8 @@ def register(app: typer.Typer) -> None:
         group = typer.Typer(help=help_text, no_args_is_help=True, rich_markup_mode=None)
         group.callback()(_group)
         group.command("push")(command)
+        if kind == ArtifactKind.ADAPTER:
+            adapters.register(group, command, download)
         if kind in HUB_KINDS:
             mirror.register(group, HUB_KINDS[kind])
         app.add_typer(group, name=kind.value)
@@ -137,6 +139,8 @@ def _push_folder(kind: ArtifactKind) -> Callable[..., None]:
     ) -> None:
         if not directory.is_dir():
             raise InvalidInput(f"{directory} is no folder.")
+        if kind == ArtifactKind.ADAPTER:
+            adapters.refuse_peft(directory, ref)
         vet_folder(directory)  # the server does as well, after hours of uploading
         with connect() as client:
             transfer = Transfer(client, limits=limits(limit_rate))
@@ -253,16 +257,24 @@ def pull(
 
     DIR appears when all of it is there.
     """
-    wanted = parse_artifact(ref, project=_DEFAULT_PROJECT)
-    with connect() as client:
-        version = find_version(client, wanted)
-        entries = [FileEntry.model_validate(file) for file in version["files"]]
-        transfer = Transfer(client, limits=limits(limit_rate))
-        fetch(transfer, entries, directory, force=force)
+    version = download(ref, directory, limit_rate, force=force)
     if as_json:
         print_json({**version, "directory": str(directory.resolve())})
     else:
         stdout().print(f"[bold]{version['ref']}[/]  {directory}  {_size(version['files'])}")
+
+
+def download(
+    ref: str, directory: Path, rate: str | None, *, force: bool = False
+) -> dict[str, Any]:
+    """Fetch a version into ``directory``, verified; return its document."""
+    wanted = parse_artifact(ref, project=_DEFAULT_PROJECT)
+    with connect() as client:
+        version = find_version(client, wanted)
+        entries = [FileEntry.model_validate(file) for file in version["files"]]
+        transfer = Transfer(client, limits=limits(rate))
+        fetch(transfer, entries, directory, force=force)
+    return version
 
 
 def find_version(client: Client, ref: ArtifactRef) -> dict[str, Any]:

@@ -208,6 +208,8 @@ def test_what_is_in_it_decides_what_it_is(hub: Hub, tmp_path: Path) -> None:
     assert "no config.json" in str(document()["incomplete"])
     add({"adapter_config.json": ADAPTER["adapter_config.json"]})
     assert document()["kind"] == "model"
+    add({"adapter_model.safetensors": ADAPTER["adapters.safetensors"]})
+    assert "espalier adapter import" in document()["incomplete"]
     add({"adapters.safetensors": ADAPTER["adapters.safetensors"]})
     assert document() == {"kind": "adapter"}
     hub.site.ada.publish(tmp_path / "n", "team/natively", "model", MODEL)
