@@ -375,10 +375,11 @@ def promote(session: Session, job: Job, moment: datetime) -> str | None:
 def output_of(session: Session, job_id: str, role: str, from_role: str | None) -> str:
     """Return the id of the version that ``job_id`` made for input ``role``.
 
-    Without ``from_role`` it is the one whose artifact is of the kind that the role needs.
+    Without ``from_role`` it is the one whose artifact is of the kind that the role needs; of
+    several variants, the one that the job recommends.
     """
     source = session.get_one(Job, job_id)
-    for version in source.outputs:
+    for version in sorted(source.outputs, key=lambda v: not v.meta.get("recommended")):
         named = from_role is not None and version.role == from_role
         fits = from_role is None and version.artifact.kind == role_kind(role)
         if named or fits:
