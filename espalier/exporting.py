@@ -45,8 +45,8 @@ _SCALINGS = {
     "gemma3": ("linear",),
 }
 _WAYS_OUT = (
-    "Export with format safetensors, which works for every model; or on a worker whose"
-    " ESPALIER_CONVERTER names llama.cpp's convert_hf_to_gguf.py, which knows more"
+    "Export with format safetensors, which works for every model; or with writer llama.cpp, on a"
+    " worker that has llama.cpp's convert_hf_to_gguf.py, which knows more"
 )
 #: What gemma's attention is scaled by in llama.cpp, for its one size where it is no head's width.
 _BY_HIDDEN = {"gemma2": 46, "gemma3_text": 62, "gemma3": 62}
@@ -109,6 +109,25 @@ def _experts(kind: str, config: Mapping[str, Any]) -> str | None:
     if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
         return "llama.cpp has experts in every layer, and this model not"
     return None
+
+
+def check_gguf(
+    config: Mapping[str, Any],
+    types: Iterable[str],
+    writer: str = "own",
+    tokenizer: Mapping[str, Any] | None = None,
+    pre_tokenizer: str | None = None,
+) -> None:
+    """Raise InvalidInput, naming what and the ways out, for an export that cannot work.
+
+    ``config`` and ``tokenizer`` are the model's config.json and tokenizer.json, the latter as far
+    as it is known; ``types``, ``writer`` and ``pre_tokenizer`` are the spec's.
+    """
+    check_types(config, types)
+    if writer == "own":
+        check_architecture(config)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, pre_tokenizer)
 
 
 def check_types(config: Mapping[str, Any], types: Iterable[str]) -> None:

@@ -28,6 +28,9 @@ class ExportSpec(Frozen):
     side_by_side: bool = Field(
         False, description="load each file's weights into MLX too, and measure both engines"
     )
+    writer: Literal["own", "llama.cpp"] = Field(
+        "own", description="who writes a GGUF; llama.cpp's own converter needs a worker that has it"
+    )
     pre_tokenizer: str | None = Field(
         None,
         pattern=r"^[a-z0-9][a-z0-9._-]*$",
@@ -51,18 +54,32 @@ class ExportSpec(Frozen):
     @model_validator(mode="after")
     def _types(self) -> "ExportSpec":
         if self.format == "gguf":
-            if len(set(self.types)) != len(self.types):
-                raise ValueError("types names one twice")
+            self._check_gguf()
             return self
         if self.type not in FLOATS:
             raise ValueError(
                 f"type {self.type} is a GGUF type: safetensors holds f32, f16 or bf16"
                 " (an MLX-quantized model is made by a quantize job)"
             )
-        for key in ("types", "side_by_side", "pre_tokenizer"):
-            if getattr(self, key):
+        for key, default in (
+            ("types", ()), ("side_by_side", False), ("pre_tokenizer", None), ("writer", "own")
+        ):  # fmt: skip
+            if getattr(self, key) != default:
                 raise ValueError(f"{key} is for GGUF: an export to safetensors has one type")
         return self
+
+    def _check_gguf(self) -> None:
+        if len(set(self.types)) != len(self.types):
+            raise ValueError("types names one twice")
+        if self.writer == "own":
+            return
+        if self.pre_tokenizer:
+            raise ValueError("pre_tokenizer is for the own writer: llama.cpp's finds it by itself")
+        if other := set(self.wanted) - {*FLOATS, "q8_0", *K_TYPES}:
+            raise ValueError(
+                f"llama.cpp's converter does not write {', '.join(sorted(other))}: use f32, f16,"
+                " bf16, q8_0 or a K type"
+            )
 
     @property
     def wanted(self) -> tuple[GgufType, ...]:

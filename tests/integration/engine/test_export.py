@@ -309,7 +309,7 @@ def test_what_gguf_does_not_know_is_refused(
     run = inside("export", {}, {"model": changed, "data": dataset})
     assert run.error.code is Reason.BAD_INPUT
     assert "cohere" in run.error.message
-    assert "ESPALIER_CONVERTER" in (run.error.hint or "")
+    assert "writer llama.cpp" in (run.error.hint or "")
 
 
 def test_a_wrong_pre_tokenizer_is_caught_by_the_proof(

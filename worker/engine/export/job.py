@@ -11,8 +11,7 @@ from typing import Any
 
 from mlx_lm.utils import dequantize_model
 
-from espalier.errors import InvalidInput
-from espalier.exporting import FLOATS, K_TYPES, check_architecture, check_tokenizer, check_types
+from espalier.exporting import FLOATS, K_TYPES, check_gguf
 from espalier.specs import ExportSpec
 from espalier.states import ArtifactKind
 from worker.engine.export import (
@@ -59,22 +58,23 @@ def run(job: Job) -> None:
 
 
 def _check(job: Job, spec: ExportSpec) -> list[str] | None:
-    """Refuse what cannot work; return the converter's command where our writer does not know it."""
+    """Refuse what cannot work; return the converter's command where it is to write the files."""
     model = job.need("model")
+    path = model / "tokenizer.json"
+    rules = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     config = read_json(model / "config.json")
-    check_types(config, spec.wanted)
-    try:
-        check_architecture(config)
-        rules = model / "tokenizer.json"
-        if rules.is_file():
-            check_tokenizer(json.loads(rules.read_text(encoding="utf-8")), spec.pre_tokenizer)
-    except InvalidInput as error:
-        command = converter()
-        if command is None:
-            raise
-        job.report.notice(f"{error.detail} llama.cpp's own converter is asked ({command[-1]}).")
-        return command
-    return None
+    check_gguf(config, spec.wanted, spec.writer, rules, spec.pre_tokenizer)
+    if spec.writer == "own":
+        return None
+    command = converter()
+    if command is None:
+        raise BadInput(
+            "This worker has no llama.cpp converter: convert_hf_to_gguf.py is not on its PATH, and"
+            f" {CONVERTER} is not set.",
+            f"Install llama.cpp there (brew install llama.cpp), or set {CONVERTER} to the command:"
+            " a Python that has torch, and the script. Or export with format safetensors.",
+        )
+    return command
 
 
 def converter() -> list[str] | None:
@@ -212,11 +212,6 @@ def _mix(job: Job, source: Path, path: Path, kind: str) -> None:
 
 def _convert(job: Job, loaded: Loaded, command: list[str], path: Path, kind: str) -> None:
     """Have llama.cpp's converter write the file; it is told to stay off the network."""
-    if kind not in ("f32", "f16", "bf16", "q8_0"):
-        raise BadInput(
-            f"llama.cpp's converter writes f32, f16, bf16 and q8_0, not {kind}.",
-            "Use one of those, or a K type, which is made from them.",
-        )
     source = loaded.directory
     if "quantization" in read_json(source / "config.json"):
         source = Path(job.task.scratch_dir) / "plain"
