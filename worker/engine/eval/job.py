@@ -19,8 +19,9 @@ from worker.engine.eval.report import Found
 from worker.engine.eval.samples import Samples
 from worker.engine.eval.scoring import Judge
 from worker.engine.eval.swap import Swap
+from worker.engine.kept import base
 from worker.engine.measure import Limits, prepare, seed_everything
-from worker.engine.models import Loaded, facts, load_model
+from worker.engine.models import Loaded, facts
 from worker.engine.report import BadInput, Job
 
 
@@ -32,7 +33,7 @@ def run(job: Job) -> None:
     seed_everything(spec.seed)
     adapter = open_adapter(job.need("adapter")) if spec.adapter else None
     paths = sweep.checkpoints_of(adapter) if adapter and spec.sweep else {}
-    loaded = load_model(job.need("model"))
+    loaded = base(job)
     swap = Swap(loaded, adapter) if adapter else None
     dataset = _open(job, spec, loaded.tokenizer)
     asked = questions(spec, dataset) if spec.metrics else []
