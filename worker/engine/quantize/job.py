@@ -25,7 +25,6 @@ from worker.engine.quantize import plain
 from worker.engine.quantize.calibration import Calibration, open_calibration
 from worker.engine.quantize.choice import COLUMNS, Choice, Limits, Trial, Variant, choose, table
 from worker.engine.quantize.learned import check_type, learn
-from worker.engine.quantize.plain import cast as cast  # export of HEAD takes it from here
 from worker.engine.quantize.trial import attempt
 from worker.engine.recording import Recording, against, record
 from worker.engine.report import BadInput, Job, ProofFailed
@@ -200,7 +199,7 @@ def _write(run: _Run, recipe: Recipe, directory: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     else:
         loaded = source()
-        plain.convert(job, loaded, recipe)
+        plain.convert(loaded, recipe, partial(job.report.notice, level="warning"))
     shards.save_model(directory, loaded, loaded.config, partial(_advance, job))
 
 

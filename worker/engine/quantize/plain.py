@@ -4,6 +4,7 @@ Everything here changes a lazily loaded model (worker.engine.shards.open_model):
 computed before it is written, and then layer by layer.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ from mlx_lm.utils import dequantize_model, quantize_model
 
 from espalier.specs.recipes import Recipe
 from worker.engine.models import Loaded
-from worker.engine.report import BadInput, Job
+from worker.engine.report import BadInput
 
 _DTYPES = ("float16", "bfloat16", "float32")
 
@@ -23,8 +24,10 @@ def unpack(loaded: Loaded) -> None:
 
     What the bits lost stays lost: these are the weights that the quantized model computes with.
     """
+    scaled = [name for name, each in loaded.model.named_modules() if "global_scale" in each]
     dequantize_model(loaded.model)
-    left = [name for name, module in loaded.model.named_modules() if hasattr(module, "bits")]
+    # mlx-lm forgets global scales, and does not know every layer that can be quantized.
+    left = scaled or [name for name, each in loaded.model.named_modules() if "scales" in each]
     if left:
         raise BadInput(
             f"{len(left)} quantized layers cannot be unpacked: {', '.join(left[:3])}.",
@@ -34,16 +37,17 @@ def unpack(loaded: Loaded) -> None:
         loaded.config.pop(key, None)
 
 
-def convert(job: Job, loaded: Loaded, recipe: Recipe) -> None:
+def convert(loaded: Loaded, recipe: Recipe, warn: Callable[[str], None]) -> None:
     """Plan what ``mlx_lm.convert`` does: cast, and quantize unless the method is none.
 
-    Raises BadInput where no layer can be quantized. ``loaded`` has the new config afterwards.
+    ``loaded`` has the new config afterwards; ``warn`` is told of layers that are left out. Raises
+    BadInput where no layer can be quantized.
     """
     predicate = _mixed(loaded.model, recipe)
     cast_to(loaded, recipe.dtype)
     if recipe.method == "none":
         return
-    tell_left_out(job, loaded.model, recipe.q_group_size)
+    _tell_left_out(loaded.model, recipe.q_group_size, warn)
     round_off(loaded, recipe, predicate)
 
 
@@ -95,7 +99,7 @@ def cast(model: Any, dtype: Any) -> None:
     model.update(tree_map_with_path(convert, model.parameters()))
 
 
-def tell_left_out(job: Job, model: Any, group_size: int) -> None:
+def _tell_left_out(model: Any, group_size: int, warn: Callable[[str], None]) -> None:
     """Name the layers whose width no group divides; mlx-lm leaves them as they are, silently.
 
     Raises BadInput when that is all of them.
@@ -108,11 +112,10 @@ def tell_left_out(job: Job, model: Any, group_size: int) -> None:
             "Use q_group_size 32." if group_size > 32 else "The model is too narrow.",
         )
     if left:
-        job.report.notice(
+        warn(
             f"{len(left)} of {len(layers)} layers keep their precision, because their width does"
             f" not divide by q_group_size {group_size}: {', '.join(left[:5])}"
-            f"{'…' if len(left) > 5 else ''}",
-            "warning",
+            f"{'…' if len(left) > 5 else ''}"
         )
 
 
