@@ -73,7 +73,7 @@ def test_several_types_of_one_job_in_both_engines(
     assert run.done.state == "succeeded", run.log
     table = run.tables()["engines"]
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    both = [(row["engine"], row["type"]) for row in rows]
+    both = [(row["engine"], row["format"]) for row in rows]
     assert both == [("mlx", "f32"), ("llama.cpp", "f32")] + [
         (engine, kind) for kind in types[1:] for engine in ("llama.cpp", "mlx")
     ]
@@ -199,7 +199,7 @@ def test_k_types_are_ggmls(dataset: Path, inside: ChildRunner, tmp_path: Path) -
     assert found["blk.0.attn_norm.weight"] == "F32"
     assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_K_M
     assert "im_start" in reader.fields["tokenizer.chat_template"].contents()
-    values = {row[1]: row[2] for row in run.tables()["engines"].rows if row[0] == "llama.cpp"}
+    values = {row[1]: row[3] for row in run.tables()["engines"].rows if row[0] == "llama.cpp"}
     assert values["q6_k"] == pytest.approx(values["q8_0"], rel=0.01)
 
 

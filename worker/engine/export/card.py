@@ -75,7 +75,7 @@ def write_gguf(
     directory: Path, job: Job, source: Loaded, reference: "Reference", names: list[str]
 ) -> None:
     """The card of GGUF files: both engines side by side, and how to load them."""
-    lines = ["| engine | type | perplexity | prompt tokens/s | tokens/s | MB | token match |",
+    lines = ["| engine | format | perplexity | prompt tokens/s | tokens/s | MB | token match |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in reference.rows:
         figures = (
@@ -85,7 +85,7 @@ def write_gguf(
             _figure(row.size_bytes / 1e6, 2),
             _figure(row.token_match, 3),
         )
-        lines.append(f"| {row.engine} | {row.type} | {' | '.join(figures)} |")
+        lines.append(f"| {row.engine} | {row.format} | {' | '.join(figures)} |")
     lines += ["", f"Measured on {reference.texts.source}. `prompts.jsonl` has what both said."]
     if reference.marks:
         lines += ["", f"> **Marked.** {'; '.join(reference.marks)}."]

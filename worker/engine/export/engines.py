@@ -26,12 +26,12 @@ _ROWS, _ROW_TOKENS = 32, 512
 _PROMPT_TOKENS = 256
 COLUMNS = (
     "engine",
-    "type",
+    "format",
+    "size_bytes",
     "perplexity",
+    "token_match",
     "prompt_tokens_per_second",
     "tokens_per_second",
-    "size_bytes",
-    "token_match",
 )
 #: Models whose file MLX can take back as it is stored, and the types it computes with.
 _BACK = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi3"})
@@ -63,15 +63,15 @@ class Spoken:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: an engine with a type of weights."""
+    """One line of the table: an engine with a format of weights (GGUF's type)."""
 
     engine: str
-    type: str
+    format: str
+    size_bytes: int
     perplexity: float | None
+    token_match: float | None
     prompt_tokens_per_second: float | None
     tokens_per_second: float | None
-    size_bytes: int
-    token_match: float | None
 
     def cells(self) -> tuple[Cell, ...]:
         return tuple(getattr(self, column) for column in COLUMNS)
@@ -135,17 +135,23 @@ def _rate(tokens: int, seconds: float) -> float | None:
     return tokens / seconds if seconds > 0 and tokens > 0 else None
 
 
-def mlx_row(kind: str, model: Any, prompts: list[list[int]], spoken: list[Spoken], told: float,
-            match: float | None = None) -> Row:  # fmt: skip
+def mlx_row(
+    kind: str,
+    model: Any,
+    prompts: list[list[int]],
+    spoken: list[Spoken],
+    told: float,
+    match: float | None = None,
+) -> Row:
     """The row of MLX; ``told`` is its perplexity."""
     return Row(
         "mlx",
         kind,
+        weight_bytes(model),
         told if math.isfinite(told) else None,
+        match,
         _rate(sum(map(len, prompts)), sum(s.prompt_seconds for s in spoken)),
         _rate(sum(len(s.tokens) - 1 for s in spoken), sum(s.seconds for s in spoken)),
-        weight_bytes(model),
-        match,
     )
 
 
@@ -155,11 +161,11 @@ def llama_row(kind: str, size: int, answer: Answer, match: float) -> Row:
     return Row(
         "llama.cpp",
         kind,
+        size,
         None if answer.loss is None else _exp(answer.loss),
+        match,
         _rate(sum(s.prompt_tokens for s in said), sum(s.prompt_ms for s in said) / 1000),
         _rate(sum(s.tokens for s in said), sum(s.ms for s in said) / 1000),
-        size,
-        match,
     )
 
 

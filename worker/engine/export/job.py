@@ -107,7 +107,7 @@ def _export(job: Job, spec: ExportSpec, loaded: Loaded, command: list[str] | Non
     reference = proving.refer(job, spec, loaded)
     for file in files:
         row = proving.prove(job, spec, reference, file.path, file.kind)
-        if spec.side_by_side and file.kind != reference.rows[0].type:
+        if spec.side_by_side and file.kind != reference.rows[0].format:
             proving.also_in_mlx(job, reference, file.path, file.kind)
         suffix = f"_{file.kind}" if len(files) > 1 else ""
         values = {"token_match": row.token_match, "size_bytes": row.size_bytes,
