@@ -19,8 +19,9 @@ from mlx_lm.tuner.trainer import iterate_batches
 from espalier.specs import FEATURES, EvalSpec, TrainSpec
 from worker.engine.report import BadInput
 
-#: A row of a data set: its tokens, and where what is to be learnt begins.
-Row = tuple[list[int], int]
+#: A row of a data set: its tokens (a list, or an array of int32), and where what is to be learnt
+#: begins.
+Row = tuple[Any, int]
 
 
 def read_rows(directory: Path, split: str) -> list[dict[str, Any]] | None:
@@ -139,15 +140,24 @@ def check_targets(name: str, dataset: Any, max_seq_length: int) -> None:
     That is a row whose prompt alone fills ``max_seq_length`` under mask_prompt, or one of a
     single token. Tokenizes the whole split; the tokens are kept for training.
     """
-    for index in range(len(dataset)):
-        tokens, offset = dataset[index]
-        # Token i predicts token i + 1, and mlx-lm masks targets at positions below the offset.
-        if min(len(tokens), max_seq_length) - 1 < max(offset, 1):
-            raise BadInput(
-                f"{name}.jsonl line {index + 1} leaves no target token: its prompt has {offset}"
-                f" of {len(tokens)} tokens, and max_seq_length is {max_seq_length}.",
-                "Raise max_seq_length, shorten the prompt or drop the row.",
-            )
+    empty = [i for i in range(len(dataset)) if not _has_target(dataset[i], max_seq_length)]
+    if not empty:
+        return
+    tokens, offset = dataset[empty[0]]
+    others = f" So do {len(empty) - 1} more of {len(dataset)} rows" if empty[1:] else ""
+    lines = ", ".join(str(index + 1) for index in empty[1:6]) + (", …" if empty[6:] else "")
+    raise BadInput(
+        f"{name}.jsonl line {empty[0] + 1} leaves no target token: its prompt has {offset} of"
+        f" {len(tokens)} tokens, and max_seq_length is {max_seq_length}."
+        + (f"{others} (lines {lines})." if others else ""),
+        "Raise max_seq_length, shorten the prompt or drop the row.",
+    )
+
+
+def _has_target(row: Row, max_seq_length: int) -> bool:
+    """Token i predicts token i + 1, and mlx-lm masks targets at positions below the offset."""
+    tokens, offset = row
+    return min(len(tokens), max_seq_length) - 1 >= max(offset, 1)
 
 
 class Rows:

@@ -352,10 +352,22 @@ def test_a_quantized_base_takes_an_adapter_and_another_run_goes_on_from_it(
     assert second.series("train_loss")[1] < first.series("train_loss")[1]
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lora_parameters": {"rank": 8}}, "does not fit"),
+        ({"num_layers": 1}, "are not in the model"),
+        ({"lora_parameters": {"rank": 4, "keys": ["self_attn.q_proj"]}}, "are not in the model"),
+        ({"fine_tune_type": "dora"}, "down_proj.m is not in the adapter"),
+    ],
+)
 def test_an_adapter_of_another_shape_is_refused(
-    trained: Child, inputs: dict[str, Path], inside: ChildRunner
+    changes: dict[str, Any],
+    says: str,
+    trained: Child,
+    inputs: dict[str, Path],
+    inside: ChildRunner,
 ) -> None:
-    spec = SHORT | {"lora_parameters": {"rank": 8}}
-    run = inside("train", spec, inputs | {"adapter": trained.output("adapter")})
+    run = inside("train", SHORT | changes, inputs | {"adapter": trained.output("adapter")})
     assert run.error.code is Reason.BAD_INPUT
-    assert "does not fit" in run.error.message
+    assert says in run.error.message

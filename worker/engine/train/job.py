@@ -1,5 +1,6 @@
 """Training: LoRA, DoRA and full fine-tunes, as ``mlx_lm.lora --train`` runs them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from espalier.specs import TrainSpec
 from espalier.states import ArtifactKind
 from worker.engine import data
 from worker.engine.adapters import load_adapter
+from worker.engine.collection import open_data
 from worker.engine.measure import Limits, measure, seed_everything
 from worker.engine.models import Loaded, facts, load_model
 from worker.engine.report import BadInput, Job, log, write_json
-from worker.engine.train import checkpoints, packing
+from worker.engine.train import checkpoints, packing, survey
 from worker.engine.train.best import hand_out
 from worker.engine.train.loop import Loop
 from worker.engine.train.order import Epochs
@@ -51,7 +53,7 @@ def run(job: Job) -> None:
     num_layers = _clamp_layers(job, spec, loaded.model)
     _make_trainable(loaded, spec, num_layers)
     if start := job.input("adapter"):
-        load_adapter(loaded.model, start / "adapters.safetensors")
+        _start_from(loaded.model, start / "adapters.safetensors")
     adapter = job.output("adapter")
     config = adapter_config(spec, num_layers)
     save_config(config, adapter / "adapter_config.json")
@@ -104,25 +106,22 @@ def _check_packing(job: Job, spec: TrainSpec, model: Any, dataset: Any) -> None:
     )
 
 
-def _load_splits(job: Job, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
-    """Return the splits this spec needs, checked; raises BadInput."""
-    directory = job.need("data")
+def _load_splits(job: Job, spec: TrainSpec, tokenizer: Any) -> Mapping[str, Any]:
+    """Return the splits this spec needs, as tokens, checked and told of; raises BadInput."""
     splits = {}
     wanted = {"train": True, "valid": spec.val_batches != 0, "test": spec.test}
     for name in (name for name, is_wanted in wanted.items() if is_wanted):
-        dataset = data.open_split(directory, name, tokenizer, spec)
+        dataset = open_data(job, name, tokenizer, spec)
         if dataset is None:
-            _without(job, name)
+            _without(job, spec, name)
             continue
         data.check_size(name, dataset, spec.batch_size)
-        if spec.mask_prompt:
-            data.check_targets(name, dataset, spec.max_seq_length)
         splits[name] = dataset
-    return splits
+    return survey.read(job, splits, spec.max_seq_length)
 
 
-def _without(job: Job, split: str) -> None:
-    if split == "valid":
+def _without(job: Job, spec: TrainSpec, split: str) -> None:
+    if split == "valid" and spec.early_stopping_patience is None:
         job.report.notice(
             "The data set has no valid.jsonl: training goes on without validation.", "warning"
         )
@@ -130,7 +129,11 @@ def _without(job: Job, split: str) -> None:
     raise BadInput(
         f"The data set has no {split}.jsonl.",
         "Push a folder with train.jsonl and valid.jsonl"
-        + (", and test.jsonl, or leave test off." if split == "test" else "."),
+        + {
+            "train": ".",
+            "valid": ", or leave early_stopping_patience empty: it counts validations.",
+            "test": ", and test.jsonl, or leave test off.",
+        }[split],
     )
 
 
@@ -178,6 +181,25 @@ def _make_trainable(loaded: Loaded, spec: TrainSpec, num_layers: int) -> None:
     _check_keys(model, spec)
     linear_to_lora_layers(
         model, num_layers, lora_parameters(spec), use_dora=spec.fine_tune_type == "dora"
+    )
+
+
+def _start_from(model: Any, path: Path) -> None:
+    """Load the adapter that a run starts from; BadInput unless it has just what is trained."""
+    load_adapter(model, path)
+    has, trained = (
+        set(mx.load(str(path))),
+        {n for n, _ in tree_flatten(model.trainable_parameters())},
+    )
+    if has == trained:
+        return
+    missing, more = sorted(trained - has), sorted(has - trained)
+    raise BadInput(
+        f"resume_adapter_file has {len(has)} weights, and this run trains {len(trained)}:"
+        + (f" {missing[0]} is not in the adapter." if missing else "")
+        + (f" {more[0]} of the adapter is not trained here." if more else ""),
+        "Use the num_layers, fine_tune_type and lora_parameters.keys that the adapter was trained"
+        " with.",
     )
 
 
