@@ -1,6 +1,13 @@
-"""Fusing adapters into their base, or into one adapter, with the proof that nothing was lost."""
+"""Fusing adapters into their base, or into one adapter, with the proof that nothing was lost.
 
+One model is in memory at a time: what base + adapters say of held-out text is recorded on disk, the
+result is written tensor after tensor, read back, and compared with the record.
+"""
+
+from pathlib import Path
 from typing import Any
+
+import mlx.core as mx
 
 from espalier.specs import FuseSpec
 from espalier.states import ArtifactKind
@@ -9,7 +16,8 @@ from worker.engine.fuse import merging, writing
 from worker.engine.fuse.merging import Part
 from worker.engine.measure import Limits, Measured, measure, seed_everything
 from worker.engine.models import Loaded, facts, load_model, versions
-from worker.engine.proofs import Comparison, HeldOut, Verdict, compare, held_out
+from worker.engine.proofs import Comparison, HeldOut, Verdict, held_out
+from worker.engine.recording import Recording, against, record
 from worker.engine.report import Job
 
 _COLUMNS = ("variant", "test_loss", "perplexity", "tokens")
@@ -24,32 +32,41 @@ def run(job: Job) -> None:
     parts = _parts(job, spec)
     planned = writing.plan(job.need("model"), parts)
     job.orders.check()
-
-    tuned = load_model(job.need("model"))
-    text = held_out(job, tuned, Limits.of(spec))
-    job.report.phase("testing the base")
-    base = measure(job, tuned.model, text.dataset, text.limits)
-    _tune(tuned, parts)
+    base, text, recording = _record(job, spec, parts)
 
     directory = job.output(spec.output)
     job.report.phase("fusing")
+    lossy = planned.quantization is not None and spec.output == "model" and not spec.dequantize
     meta: dict[str, Any]
     if spec.output == "adapter":
-        config = merging.write_adapter(merging.merge(parts), tuned, directory, spec.model)
-        meta = {"lora_parameters": config["lora_parameters"], "versions": versions()}
+        config = merging.write_adapter(merging.merge(parts), planned, directory, spec.model)
         candidate = load_model(job.need("model"))
         apply_adapter(candidate, open_adapter(directory))
+        meta = {"lora_parameters": config["lora_parameters"], "versions": versions()}
     else:
         writing.write(planned, directory, spec.dequantize, job)
         candidate = load_model(directory)
         meta = facts(candidate)
 
     job.report.phase("proving")
-    found = compare(job, tuned.model, candidate.model, text)
+    found = against(job, recording, candidate.model, text)
     _tell(job, parts, base, found)
-    _judge(job, spec, tuned, text, base, found)
+    _judge(job, spec, lossy, text, base, found)
     meta["fused_from"] = _sources(spec)
     job.report.output(spec.output, ArtifactKind(spec.output), directory, meta)
+
+
+def _record(job: Job, spec: FuseSpec, parts: list[Part]) -> tuple[Measured, HeldOut, Recording]:
+    """Measure the base, and keep what it says with the adapters on; it is not in memory after."""
+    loaded = load_model(job.need("model"))
+    text = held_out(job, loaded, Limits.of(spec))
+    job.report.phase("testing the base")
+    base = measure(job, loaded.model, text.dataset, text.limits)
+    _tune(loaded, parts)
+    recording = record(job, loaded.model, text, Path(job.task.scratch_dir) / "tuned")
+    del loaded
+    mx.clear_cache()
+    return base, text, recording
 
 
 def _parts(job: Job, spec: FuseSpec) -> list[Part]:
@@ -72,10 +89,9 @@ def _tune(loaded: Loaded, parts: list[Part]) -> None:
 
 
 def _judge(
-    job: Job, spec: FuseSpec, tuned: Loaded, text: HeldOut, base: Measured, found: Comparison
+    job: Job, spec: FuseSpec, lossy: bool, text: HeldOut, base: Measured, found: Comparison
 ) -> None:
     """Record the proofs; raises ProofFailed when one does not hold."""
-    lossy = tuned.quantization is not None and spec.output == "model" and not spec.dequantize
     verdict = Verdict(job)
     detail = f"{found.reference.tokens} tokens of {text.source}; mean KL {found.mean_kl:.3g}"
     verdict.at_most("max_kl", found.max_kl, spec.max_kl, detail)
