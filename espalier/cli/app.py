@@ -17,6 +17,7 @@ from espalier.cli import (
     projects,
     report,
     retiring,
+    samples,
     submit,
     up,
     upkeep,
@@ -78,7 +79,7 @@ for module in (up, demo):
     module.register(app)
 app.command()(login)
 for further in (
-    submit, jobs, report, artifacts, aliases, retiring, compare, workers, people, projects,
+    submit, jobs, report, samples, artifacts, aliases, retiring, compare, workers, people, projects,
     webhooks, doctor, upkeep,
 ):  # fmt: skip
     further.register(app)

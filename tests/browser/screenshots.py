@@ -22,6 +22,8 @@ def addresses(site: Site) -> dict[str, str]:
         "job-running": f"/jobs/{team.running}",
         "job-succeeded": f"/jobs/{team.succeeded}",
         "job-eval": f"/jobs/{team.evaluated}",
+        "samples": f"/jobs/{team.evaluated}/samples",
+        "samples-wrong": f"/jobs/{team.evaluated}/samples?show=wrong&q=City",
         "job-quantize": f"/jobs/{team.quantized}",
         "job-failed": f"/jobs/{team.failed}",
         "job-paused": f"/jobs/{team.paused}",

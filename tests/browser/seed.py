@@ -111,8 +111,11 @@ class Seed(Stage):
             (
                 step,
                 0.70 + abs(step - 500) * 0.0002,
+                0.67 + abs(step - 500) * 0.0002,
+                0.73 + abs(step - 500) * 0.0002,
                 math.exp(0.70 + abs(step - 500) * 0.0002),
                 step == 500,
+                "overfitting" if step > 500 else None,
             )
             for step in range(100, 900, 100)
         )
@@ -131,7 +134,15 @@ class Seed(Stage):
             ),
             TableEvent(
                 name="checkpoints",
-                columns=("step", "test_loss", "perplexity", "best"),
+                columns=(
+                    "step",
+                    "test_loss",
+                    "test_loss_low",
+                    "test_loss_high",
+                    "perplexity",
+                    "best",
+                    "remark",
+                ),
                 rows=rows,
                 time=0.0,
             ),
@@ -144,7 +155,13 @@ class Seed(Stage):
                 time=0.0,
             ),
         )
-        self.finish(attempt, "report", ArtifactKind.REPORT, {"report.json": b"{}"})
+        self.finish(
+            attempt,
+            "report",
+            ArtifactKind.REPORT,
+            {"report.json": b"{}", "samples.jsonl": things.samples(60)},
+            samples={"file": "samples.jsonl", "rows": 60},
+        )
         attempt = self.start(fuse, "studio-1")
         self.report(
             attempt,

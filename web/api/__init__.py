@@ -19,6 +19,7 @@ from web.api import (
     projects,
     reports,
     retiring,
+    samples,
     webhooks,
     workers,
 )
@@ -36,8 +37,8 @@ def register(app: Flask) -> Blueprint:
     blueprint.before_request(auth.require_token)
     routes = Routes(blueprint, clean=refuse_unstorable)
     for part in (
-        jobs, reports, estimate, artifacts, aliases, retiring, compare, workers, people, projects,
-        webhooks, mirror,
+        jobs, reports, samples, estimate, artifacts, aliases, retiring, compare, workers, people,
+        projects, webhooks, mirror,
     ):  # fmt: skip
         part.add(routes)
     add_transfer(routes, owner=_owner, readable=_readable, held=_held, alike=_alike)

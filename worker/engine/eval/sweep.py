@@ -23,7 +23,7 @@ COLUMNS = (
     "test_loss_high",
     "perplexity",
     "best",
-    "overfitting",
+    "remark",
 )
 
 
@@ -127,7 +127,7 @@ def rows_of(found: dict[int, Tested]) -> list[list[Cell]]:
             tested.interval.high if tested.interval else None,
             finite(tested.measured.perplexity),
             step == best,
-            turn is not None and step > turn,
+            "overfitting" if turn is not None and step > turn else None,
         ]
         for step, tested in sorted(found.items())
     ]
