@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from espalier import splits
-from espalier.cli import adapters, mirror
+from espalier.cli import adapters, installing, mirror
 from espalier.cli.common import (
     JsonFlag,
     connect,
@@ -54,6 +54,8 @@ def register(app: typer.Typer) -> None:
             adapters.register(group, command, download)
         if kind in HUB_KINDS:
             mirror.register(group, HUB_KINDS[kind])
+        if kind == ArtifactKind.MODEL:
+            installing.register(group, download)
         app.add_typer(group, name=kind.value)
     app.command("artifacts")(artifacts)
     app.command("pull")(pull)
