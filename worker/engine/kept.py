@@ -24,7 +24,8 @@ import psutil
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_tokenizer
 
-from espalier.states import Kind
+from espalier.specs import EvalSpec
+from worker.engine.measure import seed_everything
 from worker.engine.models import Loaded, load_model, vet
 from worker.engine.report import Job, log
 
@@ -102,7 +103,19 @@ _base: _Base | None = None
 
 
 def base(job: Job) -> Loaded:
-    """Load the job's model, or take the one that an earlier job of this process left."""
+    """Load the eval's model, or take the one that an earlier job of this process left.
+
+    Either way every generator then stands where the job's seed puts it: to make a model draws
+    numbers, which weights from a file replace.
+    """
+    spec = job.task.spec
+    assert isinstance(spec, EvalSpec)
+    loaded = _base_of(job)
+    seed_everything(spec.seed)
+    return loaded
+
+
+def _base_of(job: Job) -> Loaded:
     global _base
     directory = job.need("model")
     held, _base = _base, None
@@ -116,7 +129,7 @@ def base(job: Job) -> Loaded:
         return loaded
     del held
     loaded = load_model(directory)
-    if job.serving and job.task.kind == Kind.EVAL and not _is_full(job):
+    if job.serving and not _is_full(job):
         _base = _Base(loaded, listing)
     return loaded
 
