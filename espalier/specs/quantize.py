@@ -38,7 +38,10 @@ class QuantizeSpec(Recipe):
         None, description="data set that dwq, awq, gptq and dynamic_quant learn from"
     )
     variants: Settings = Field(
-        (), max_length=32, description="several at once: 4, 8, 4:32, mxfp4, mixed_3_6, awq:4:64"
+        (),
+        max_length=32,
+        description="several at once: bits, bits:group, a mode, a mixed recipe, method:bits:group",
+        examples=["4, 8, 4:32, mxfp4, mixed_3_6, awq:4:64"],
     )
     publish: Literal["all", "recommended"] = Field(
         "all", description="of several variants: all that hold their limits, or the best alone"

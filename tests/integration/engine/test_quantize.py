@@ -2,21 +2,25 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx_lm.convert import convert
-from mlx_lm.quant import awq, dynamic_quant, gptq
+from mlx_lm.quant import awq, dwq, dynamic_quant, gptq
 from mlx_lm.utils import load
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from espalier.messages import Event, OutputEvent, ProgressEvent
+from espalier.specs.recipes import Recipe
 from espalier.states import Reason
-from tests.integration.engine.child import Child, Run, run_child
+from tests.integration.engine.child import Child, Run, run_child, run_inside
 from tests.integration.engine.test_fuse_quantize import generate
-from worker.engine import tiny
+from worker.engine import data, tiny
+from worker.engine.quantize.calibration import Calibration
 
 ChildRunner = Callable[..., Child]
 FEW = {"test_batches": 2}
@@ -107,45 +111,83 @@ def test_every_mode_is_mlx_lms_to_the_bit(
         ).read_bytes()
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def _close(patch: pytest.MonkeyPatch) -> None:
     """mlx-lm's own ways to calibration text end here."""
 
     def fetch(*_: Any, **__: Any) -> None:
         raise AssertionError("calibration text was fetched")
 
-    monkeypatch.setattr("urllib.request.urlretrieve", fetch)
-    for module in (awq, gptq, dynamic_quant):
-        monkeypatch.setattr(module, "load_data", fetch)
-    monkeypatch.setattr("mlx_lm.quant.dwq.load_data", fetch)
+    patch.setattr("urllib.request.urlretrieve", fetch)
+    for module in (awq, gptq, dynamic_quant, dwq):
+        patch.setattr(module, "load_data", fetch)
 
 
-SMALL = {"num_samples": 16, "sequence_length": 64, "n_grid": 4, "learning_rate": 2e-4}
+SMALL: dict[str, Any] = {
+    "num_samples": 16,
+    "sequence_length": 64,
+    "n_grid": 4,
+    "learning_rate": 2e-4,
+}
 
 
-@pytest.mark.usefixtures("offline")
-def test_learned_methods_learn_from_text_of_the_store(
-    inputs: dict[str, Path], inside: ChildRunner
-) -> None:
+@pytest.fixture(scope="module")
+def learned(
+    model: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Child]:
+    """One job of all methods, with mlx-lm's own ways to a text closed."""
     variants = ["3:32", "4:32", "awq:4:32", "gptq:4:32", "dwq:3:32", "dynamic_quant:high_bits=8"]
-    calibrated = inputs | {"calibration": inputs["data"]}
+    inputs = {"model": model, "data": dataset, "calibration": dataset}
     spec = FEW | SMALL | {"variants": variants, "calibration": "team/text"}
-    run = inside("quantize", spec, calibrated)
-    assert run.done.state == "succeeded"
-    assert "Calibrated on train.jsonl of the calibration set (120 rows)" in run.notices
-    found = rows(run)
+    with pytest.MonkeyPatch.context() as patch:
+        _close(patch)
+        yield run_inside(tmp_path_factory.mktemp("learned"), "quantize", spec, inputs)
+
+
+def test_learned_methods_learn_from_text_of_the_store(learned: Child) -> None:
+    assert learned.done.state == "succeeded"
+    assert "Calibrated on train.jsonl of the calibration set (120 rows)" in learned.notices
+    found = rows(learned)
     assert found["gptq-q4-g32"]["mean_kl"] < found["q4-g32"]["mean_kl"]
     assert found["dwq-q3-g32"]["mean_kl"] < found["q3-g32"]["mean_kl"]
     assert found["awq-q4-g32"]["mean_kl"] < 2 * found["q4-g32"]["mean_kl"]
     assert abs(found["dynamic-5bpw"]["bits_per_weight"] - 5) < 0.7
-    bits = config_of(run.output("dynamic-5bpw"))["quantization"]
+    bits = config_of(learned.output("dynamic-5bpw"))["quantization"]
     assert {each["bits"] for each in bits.values() if isinstance(each, dict)} == {8}
     for role in ("awq-q4-g32", "gptq-q4-g32", "dwq-q3-g32"):
-        model, _ = load(str(run.output(role)))
-        assert type(model.layers[0].mlp.up_proj).__name__ == "QuantizedLinear"
+        quantized, _ = load(str(learned.output(role)))
+        assert type(quantized.layers[0].mlp.up_proj).__name__ == "QuantizedLinear"
 
 
-@pytest.mark.usefixtures("offline")
+#: A method's module in mlx-lm, its flags for the recipe, and the role of ours.
+COMMANDS = {
+    "awq-q4-g32": (awq, ["--group-size", "32", "--n-grid", "4"]),
+    "gptq-q4-g32": (gptq, ["--group-size", "32"]),
+    "dynamic-5bpw": (dynamic_quant, ["--high-bits", "8"]),
+}
+
+
+@pytest.mark.parametrize("role", COMMANDS)
+def test_on_the_same_text_it_is_what_mlx_lms_command_makes(
+    role: str,
+    learned: Child,
+    model: Path,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, flags = COMMANDS[role]
+    train = data.open_split(dataset, "train", load(str(model))[1])
+    tokens = Calibration(train, "", 0).pieces(Recipe(method="gptq", **SMALL))
+    monkeypatch.setattr(module, "load_data", lambda *_, **__: tokens)
+    monkeypatch.setattr(module, "tqdm", tqdm)
+    monkeypatch.chdir(tmp_path)
+    paths = ["--model", str(model), "--mlx-path", str(tmp_path / "theirs")]
+    monkeypatch.setattr(sys, "argv", ["mlx_lm", *paths, *flags])
+    module.main()
+    assert same(learned.output(role), tmp_path / "theirs")
+    assert config_of(learned.output(role)) == config_of(tmp_path / "theirs")
+
+
 def test_dwq_keeps_what_the_original_says_on_disk(
     dataset: Path, inside: ChildRunner, tmp_path: Path
 ) -> None:
