@@ -125,10 +125,28 @@ def _mlx_lm_fuse(home: Path, out: Path) -> None:
     fuse.main()
 
 
+def _quantize(home: Path, out: Path) -> None:
+    from espalier.specs import QuantizeSpec
+    from worker.engine import shards
+    from worker.engine.quantize import plain
+
+    loaded = shards.open_model(home / "model")
+    plain.convert(loaded, QuantizeSpec(model="team/base").recipe, print)
+    shards.save_model(out, loaded, loaded.config)
+
+
+def _mlx_lm_convert(home: Path, out: Path) -> None:
+    from mlx_lm import convert
+
+    convert(str(home / "model"), str(out), quantize=True)
+
+
 #: What is measured, by name. Each runs alone in a process.
 WORKS: dict[str, Callable[[Path, Path], None]] = {
     "fuse": _fuse,
     "mlx_lm.fuse": _mlx_lm_fuse,
+    "quantize": _quantize,
+    "mlx_lm.convert": _mlx_lm_convert,
 }
 
 
