@@ -1,16 +1,17 @@
 """Artifacts and their versions as documents: files, aliases, lineage."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from difflib import get_close_matches
 
 from sqlalchemy import and_, select
-from sqlalchemy.orm import Session, aliased, contains_eager, selectinload
+from sqlalchemy.orm import Session, aliased, contains_eager
 
 from espalier.errors import NotFound
 from scheduler.access import Actor, visible_projects
 from scheduler.models import Alias, Artifact, FormerName, Job, Lineage, Project, User, Version
 from scheduler.queries import Document, stamp
-from scheduler.queries.newest import main_head
+from scheduler.queries.newest import has_main, main_head
 from scheduler.registry import MAIN
 
 #: Artifacts an answer holds at most.
@@ -70,26 +71,81 @@ def list_artifacts(
     limit: int = MAX_ARTIFACTS,
 ) -> list[Document]:
     """Return artifacts that have a version, last changed first; ``latest`` is main's head."""
-    newest = aliased(Version)
-    query = (
-        select(Artifact, newest)
-        .join(Artifact.project)
-        .join(newest, and_(newest.artifact_id == Artifact.id, newest.number == main_head()))
-        .options(contains_eager(Artifact.project), selectinload(Artifact.aliases))
-        .where(visible_projects(actor), Artifact.deleted_at.is_(None))
-        .order_by(Artifact.updated_at.desc(), Artifact.id.desc())
-        .limit(max(1, min(limit, MAX_ARTIFACTS)))
-    )
+    query = select(Artifact.id).join(Artifact.project).where(visible_projects(actor))
     if kind:
         query = query.where(Artifact.kind == kind)
     if project:
         query = query.where(Project.name == project)
     if q:
         query = query.where((Project.name + "/" + Artifact.name).icontains(q, autoescape=True))
-    return [
-        {**_head(artifact), "latest": _short(version), "aliases": _alias_names(artifact)}
-        for artifact, version in session.execute(query)
-    ]
+    # Which they are first, then what they are: main's head is looked for in those alone.
+    newest_first = Artifact.updated_at.desc(), Artifact.id.desc()
+    chosen = session.scalars(
+        query.where(Artifact.deleted_at.is_(None), has_main())
+        .order_by(*newest_first)
+        .limit(max(1, min(limit, MAX_ARTIFACTS)))
+    ).all()
+    head = aliased(Version)
+    rows = session.execute(
+        select(
+            Artifact.id,
+            Project.name,
+            Artifact.name,
+            Artifact.kind,
+            Artifact.created_at,
+            Artifact.updated_at,
+            head.number,
+            head.commit,
+            head.size,
+            head.created_at,
+        )
+        .join(Artifact.project)
+        .join(head, and_(head.artifact_id == Artifact.id, head.number == main_head()))
+        .where(Artifact.id.in_(chosen))
+        .order_by(*newest_first)
+    ).all()
+    aliases = _aliases(session, chosen)
+    return [_listed(aliases.get(key, []), *told) for key, *told in rows]
+
+
+def _listed(
+    aliases: list[str],
+    project: str,
+    name: str,
+    kind: str,
+    created: datetime,
+    updated: datetime,
+    number: int,
+    commit: str,
+    size: int,
+    published: datetime,
+) -> Document:
+    return {
+        "project": project,
+        "name": name,
+        "kind": kind,
+        "created_at": stamp(created),
+        "updated_at": stamp(updated),
+        "latest": {
+            "ref": f"{project}/{name}@v{number}",
+            "commit": commit,
+            "size": size,
+            "created_at": stamp(published),
+        },
+        "aliases": aliases,
+    }
+
+
+def _aliases(session: Session, artifact_ids: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names that point into these artifacts, in order, by artifact."""
+    found: dict[str, list[str]] = {}
+    for artifact_id, name in session.execute(
+        select(Alias.artifact_id, Alias.name)
+        .where(Alias.artifact_id.in_(artifact_ids))
+        .order_by(Alias.artifact_id, Alias.name)
+    ):
+        found.setdefault(artifact_id, []).append(name)
+    return found
 
 
 def artifact_document(session: Session, artifact: Artifact) -> Document:
@@ -202,10 +258,6 @@ def _short(version: Version) -> Document:
         "size": version.size,
         "created_at": stamp(version.created_at),
     }
-
-
-def _alias_names(artifact: Artifact) -> list[str]:
-    return [alias.name for alias in artifact.aliases]
 
 
 def _names(session: Session, user_ids: Sequence[str | None]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The version that lists show of an artifact."""
 
-from sqlalchemy import ScalarSelect, func, select
+from sqlalchemy import Exists, ScalarSelect, exists, func, select
 
 from scheduler.models import Artifact, Version
 from scheduler.registry import MAIN
@@ -17,4 +17,17 @@ def main_head() -> ScalarSelect[int]:
         )
         .correlate(Artifact)
         .scalar_subquery()
+    )
+
+
+def has_main() -> Exists:
+    """Return whether main has a head, as part of a query over Artifact."""
+    return (
+        exists()
+        .where(
+            Version.artifact_id == Artifact.id,
+            Version.branch == MAIN,
+            Version.deleted_at.is_(None),
+        )
+        .correlate(Artifact)
     )
