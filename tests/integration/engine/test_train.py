@@ -15,7 +15,7 @@ import mlx.core as mx
 import pytest
 import yaml
 
-from espalier.messages import CheckpointEvent, Event, MetricsEvent
+from espalier.messages import Event, MetricsEvent
 from espalier.states import Reason
 from tests.integration.engine.child import Child, Run
 from tests.integration.engine.conftest import SHORT
@@ -143,55 +143,6 @@ def test_cancelled_and_resumed_is_bit_identical(
     assert first.series("val_loss") | second.series("val_loss") == trained.series("val_loss")
     for path in trained.output("adapter").glob("*.safetensors"):
         assert sha256(second.output("adapter") / path.name) == sha256(path), path.name
-
-
-def test_killed_between_two_updates_and_resumed_is_bit_identical(
-    inputs: dict[str, Path], child: ChildRunner, tmp_path: Path
-) -> None:
-    spec = SHORT | {"grad_accumulation_steps": 3, "iters": 11, "save_every": 4, "optimizer": "adam"}
-    kept = tmp_path / "kept"
-
-    def kill(run: Run, event: Event) -> None:
-        if isinstance(event, CheckpointEvent) and event.step == 4:
-            shutil.copytree(event.directory, kept)
-            run.process.kill()
-
-    assert child("train", spec, inputs, on_event=kill).status == -9
-    assert (kept / "gradients.safetensors").is_file()
-    whole, resumed = child("train", spec, inputs), child("train", spec, inputs, resume=kept)
-    assert sha256(resumed.output("adapter") / "adapters.safetensors") == sha256(
-        whole.output("adapter") / "adapters.safetensors"
-    )
-    assert resumed.series("train_loss")[5] == whole.series("train_loss")[5]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"packing": True, "max_seq_length": 64, "batch_size": 2},
-        {"order": "bucketed", "iters": 16},
-        {"order": "mlx-lm", "iters": 16},
-    ],
-    ids=["packed", "bucketed", "mlx-lm"],
-)
-def test_every_order_is_killed_and_resumed_bit_identical(
-    changes: dict[str, Any], inputs: dict[str, Path], child: ChildRunner, tmp_path: Path
-) -> None:
-    spec, kept = SHORT | changes, tmp_path / "kept"
-
-    def kill(run: Run, event: Event) -> None:
-        if isinstance(event, CheckpointEvent) and event.step == 8:
-            shutil.copytree(event.directory, kept)
-            run.process.kill()
-
-    assert child("train", spec, inputs, on_event=kill).status == -9
-    whole, resumed = child("train", spec, inputs), child("train", spec, inputs, resume=kept)
-    assert sha256(resumed.output("adapter") / "adapters.safetensors") == sha256(
-        whole.output("adapter") / "adapters.safetensors"
-    )
-    for name in ("train_loss", "val_loss"):
-        after = {step: loss for step, loss in whole.series(name).items() if step > 8}
-        assert {k: v for k, v in resumed.series(name).items() if k > 8} == after
 
 
 def test_another_validation_cadence_trains_the_same_adapter(
