@@ -40,6 +40,23 @@ def make_experts(directory: Path, dense: Path) -> Path:
     return directory
 
 
+def as_hugging_face_has_it(source: Path, directory: Path) -> Path:
+    """The mixture of experts with a tensor for each expert, as others save it, in two files."""
+    shutil.copytree(source, directory, ignore=shutil.ignore_patterns("model*"))
+    loose: dict[str, Any] = {}
+    for name, value in tensors(source).items():
+        if ".switch_mlp." not in name:
+            loose[name] = value
+            continue
+        for expert in range(value.shape[0]):
+            loose[name.replace("switch_mlp", f"experts.{expert}")] = value[expert]
+    names = sorted(loose)
+    for number, some in enumerate((names[::2], names[1::2]), 1):
+        path = directory / f"model-{number:05d}-of-00002.safetensors"
+        mx.save_safetensors(str(path), {name: loose[name] for name in some})
+    return directory
+
+
 def quantized(
     source: Path, directory: Path, bits: int, group: int, mode: str, **layers: Any
 ) -> Path:
@@ -66,11 +83,13 @@ def make_adapter(
     model, _ = load(str(base))
     lora: Mapping[str, Any] = {"rank": 4, "scale": 3.0, "dropout": 0.0} | parameters
     mx.random.seed(seed)
-    linear_to_lora_layers(model, num_layers, dict(lora), use_dora=kind == "dora")
+    if kind != "full":
+        linear_to_lora_layers(model, num_layers, dict(lora), use_dora=kind == "dora")
+    leaves = ("weight",) if kind == "full" else ("lora_a", "lora_b", "m")
     weights = {
-        name: mx.random.normal(value.shape) * 0.05 + (value if name.endswith(".m") else 0)
+        name: mx.random.normal(value.shape) * 0.05 + (0 if "lora_" in name else value)
         for name, value in tree_flatten(model.parameters())
-        if name.rpartition(".")[2] in ("lora_a", "lora_b", "m")
+        if name.rpartition(".")[2] in leaves
     }
     directory.mkdir(parents=True)
     mx.save_safetensors(str(directory / "adapters.safetensors"), weights)

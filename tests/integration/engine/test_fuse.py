@@ -16,6 +16,7 @@ from espalier.messages import OutputEvent
 from espalier.states import Reason
 from tests.integration.engine.child import Child
 from tests.integration.engine.folders import (
+    as_hugging_face_has_it,
     make_adapter,
     make_experts,
     make_model,
@@ -102,6 +103,26 @@ def test_experts_are_fused_as_mlx_lm_does(
     assert any("switch_mlp" in name for name in mx.load(str(adapter / "adapters.safetensors")))
     theirs = upstream(monkeypatch, bases[base], adapter, tmp_path / "theirs", False)
     writing.write(writing.plan(bases[base], parts_of((adapter, 1.0))), tmp_path / "ours", False)
+    assert same_bits(tmp_path / "ours", theirs)
+
+
+def test_what_a_model_is_renamed_to_while_loading_streams_too(
+    bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loose = as_hugging_face_has_it(bases["experts"], tmp_path / "loose")
+    assert any("experts.3" in name for name in tensors(loose))
+    adapter = make_adapter(tmp_path / "adapter", bases["experts"])
+    theirs = upstream(monkeypatch, loose, adapter, tmp_path / "theirs", False)
+    writing.write(writing.plan(loose, parts_of((adapter, 1.0))), tmp_path / "ours", False)
+    assert same_bits(tmp_path / "ours", theirs)
+
+
+def test_a_full_fine_tune_replaces_weights(
+    bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = make_adapter(tmp_path / "adapter", bases["bfloat16"], "full")
+    theirs = upstream(monkeypatch, bases["bfloat16"], tuned, tmp_path / "theirs", False)
+    writing.write(writing.plan(bases["bfloat16"], parts_of((tuned, 1.0))), tmp_path / "ours", False)
     assert same_bits(tmp_path / "ours", theirs)
 
 
@@ -193,6 +214,9 @@ def test_several_as_one_adapter_say_what_they_say_together(
     run = inside("fuse", {"adapters": named, "output": "adapter", "test_batches": 1}, inputs)
     assert run.done.state == "succeeded"
     assert run.proofs()["max_kl"].value < 1e-5
+    told = [row[0] for row in run.tables()["fuse"].rows]
+    each = [f"base + team/{path.name} × {weight:g}".removesuffix(" × 1") for path, weight in given]
+    assert told == ["base", *each, f"base + {len(given)} adapters", "fused"]
     merged = run.output("adapter")
     ranks = {
         a.shape[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_unflatten
 
 from espalier.specs import FuseSpec
 from espalier.states import ArtifactKind
@@ -32,7 +33,7 @@ def run(job: Job) -> None:
     parts = _parts(job, spec)
     planned = writing.plan(job.need("model"), parts)
     job.orders.check()
-    base, text, recording = _record(job, spec, parts)
+    rows, text, recording = _record(job, spec, parts)
 
     directory = job.output(spec.output)
     job.report.phase("fusing")
@@ -50,23 +51,32 @@ def run(job: Job) -> None:
 
     job.report.phase("proving")
     found = against(job, recording, candidate.model, text)
-    _tell(job, parts, base, found)
-    _judge(job, spec, lossy, text, base, found)
+    _tell(job, parts, rows, found)
+    _judge(job, spec, lossy, text, rows["base"], found)
     meta["fused_from"] = _sources(spec)
     job.report.output(spec.output, ArtifactKind(spec.output), directory, meta)
 
 
-def _record(job: Job, spec: FuseSpec, parts: list[Part]) -> tuple[Measured, HeldOut, Recording]:
-    """Measure the base, and keep what it says with the adapters on; it is not in memory after."""
+def _record(
+    job: Job, spec: FuseSpec, parts: list[Part]
+) -> tuple[dict[str, Measured], HeldOut, Recording]:
+    """Measure the base, and each of several adapters alone, by their names in the table; keep what
+    the base says with all of them on. No model is in memory afterwards.
+    """
     loaded = load_model(job.need("model"))
     text = held_out(job, loaded, Limits.of(spec))
     job.report.phase("testing the base")
-    base = measure(job, loaded.model, text.dataset, text.limits)
+    rows = {"base": measure(job, loaded.model, text.dataset, text.limits)}
+    for part in parts if len(parts) > 1 else ():
+        before = merging.stack(loaded, [part])
+        name = f"base + {part.name}" + (f" × {part.weight:g}" if part.weight != 1 else "")
+        rows[name] = measure(job, loaded.model, text.dataset, text.limits)
+        loaded.model.update_modules(tree_unflatten(list(before.items())))
     _tune(loaded, parts)
     recording = record(job, loaded.model, text, Path(job.task.scratch_dir) / "tuned")
     del loaded
     mx.clear_cache()
-    return base, text, recording
+    return rows, text, recording
 
 
 def _parts(job: Job, spec: FuseSpec) -> list[Part]:
@@ -120,16 +130,16 @@ def _sources(spec: FuseSpec) -> dict[str, Any]:
     return {"model": spec.model, "adapters": named}
 
 
-def _tell(job: Job, parts: list[Part], base: Measured, found: Comparison) -> None:
+def _tell(job: Job, parts: list[Part], rows: dict[str, Measured], found: Comparison) -> None:
     tuned = "base + adapter" if len(parts) == 1 else f"base + {len(parts)} adapters"
-    rows = {"base": base, tuned: found.reference, "fused": found.candidate}
+    told = rows | {tuned: found.reference, "fused": found.candidate}
     job.report.table(
-        "fuse", _COLUMNS, [[name, m.loss, m.perplexity, m.tokens] for name, m in rows.items()]
+        "fuse", _COLUMNS, [[name, m.loss, m.perplexity, m.tokens] for name, m in told.items()]
     )
     job.report.metrics(
         0,
         test_loss=found.candidate.loss,
         perplexity=found.candidate.perplexity,
         tokens=found.candidate.tokens,
-        base_perplexity=base.perplexity,
+        base_perplexity=rows["base"].perplexity,
     )

@@ -102,18 +102,25 @@ def attach(loaded: Loaded, merged: Merged) -> None:
     _load(loaded, dict(_named(merged.pairs)))
 
 
-def stack(loaded: Loaded, parts: Sequence[Part]) -> None:
+def stack(loaded: Loaded, parts: Sequence[Part]) -> dict[str, Any]:
     """Put the adapters over the model one over the other: each computed as it would be alone.
 
-    The reference that a merged one is compared with; nothing is added up before.
+    The reference that a merged one is compared with; nothing is added up before. Returns the
+    modules that were there, by path: ``loaded.model.update_modules`` takes the adapters off with
+    them, as a tree.
     """
+    before: dict[str, Any] = {}
     for part in parts:
         modules = dict(loaded.model.named_modules())
-        pairs = dict(_pairs(part))
-        check_fit({f"{path}.weight": () for path in pairs if path not in modules}, loaded.model)
-        wrapped = {path: _over(modules[path], *pair, part) for path, pair in pairs.items()}
-        loaded.model.update_modules(tree_unflatten(list(wrapped.items())))
+        wrapped = []
+        for path, (a, b) in _pairs(part):
+            if path not in modules:
+                check_fit({f"{path}.lora_a": a.shape}, loaded.model)
+            before.setdefault(path, modules[path])
+            wrapped.append((path, _over(modules[path], a, b, part)))
+        loaded.model.update_modules(tree_unflatten(wrapped))
     loaded.model.eval()
+    return before
 
 
 def write_adapter(merged: Merged, loaded: Loaded, directory: Path, model: str) -> dict[str, Any]:
