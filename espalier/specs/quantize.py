@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from espalier.refs import NAME
 from espalier.reftypes import RefText
-from espalier.specs.base import MicroBatch, OnOom
+from espalier.specs.base import Frozen, MicroBatch, OnOom
 from espalier.specs.recipes import LEARNED, Recipe, Settings, inherit
 from espalier.specs.sizes import parse_size
 
@@ -22,16 +22,9 @@ def _sized(value: Any) -> Any:
     return value
 
 
-class QuantizeSpec(Recipe):
-    """Fewer bits per weight, as ``mlx_lm.convert -q`` and mlx-lm's learned methods.
+class _Inputs(Frozen):
+    """What comes first in forms: a class of its own, because bases' fields precede a class's."""
 
-    With ``variants`` several are made and compared; each has the keys it names and inherits the
-    others. ``data`` is the text that the price is measured on; without it the model's own data
-    from its lineage is used, and without that, text sampled from the model itself.
-    ``calibration`` is the text that learned methods learn from; without it, ``data``'s train split.
-    """
-
-    kind: Literal["quantize"] = "quantize"
     model: RefText
     data: RefText | None = None
     calibration: RefText | None = Field(
@@ -43,6 +36,18 @@ class QuantizeSpec(Recipe):
         description="several at once: bits, bits:group, a mode, a mixed recipe, method:bits:group",
         examples=["4, 8, 4:32, mxfp4, mixed_3_6, awq:4:64"],
     )
+
+
+class QuantizeSpec(Recipe, _Inputs):
+    """Fewer bits per weight, as ``mlx_lm.convert -q`` and mlx-lm's learned methods.
+
+    With ``variants`` several are made and compared; each has the keys it names and inherits the
+    others. ``data`` is the text that the price is measured on; without it the model's own data
+    from its lineage is used, and without that, text sampled from the model itself.
+    ``calibration`` is the text that learned methods learn from; without it, ``data``'s train split.
+    """
+
+    kind: Literal["quantize"] = "quantize"
     publish: Literal["all", "recommended"] = Field(
         "all", description="of several variants: all that hold their limits, or the best alone"
     )
