@@ -57,7 +57,11 @@ class FuseSpec(Frozen):
     adapter: RefText | None = Field(None, description="or several, by `adapters`")
     adapters: Annotated[
         tuple[WeightedRef, ...], BeforeValidator(_as_list), Field(max_length=MAX_ADAPTERS)
-    ] = Field((), description="several into one, each with its weight: REF=0.5, REF=0.5")
+    ] = Field(
+        (),
+        description="several into one, each with its weight: REF=0.5, REF=0.5",
+        examples=["team/a=0.5, team/b=0.5"],
+    )
     output: Literal["model", "adapter"] = Field(
         "model", description="adapter: the adapters as one, their ranks side by side"
     )
