@@ -1,6 +1,6 @@
 """From a request to a committed job: inputs pinned, dependencies known, nothing half-made."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -37,16 +37,25 @@ class _Setting:
     pipeline_id: str | None = None
 
 
-def submit(session: Session, actor: Actor, request: JobRequest) -> Job:
-    """Commit one job, queued or waiting. Raises InvalidInput, NotFound or Conflict."""
+def submit(
+    session: Session, actor: Actor, request: JobRequest, remarks: Sequence[Sequence[str]] = ()
+) -> Job:
+    """Commit one job, queued or waiting. Raises InvalidInput, NotFound or Conflict.
+
+    ``remarks`` are those of scheduler.refusals, by spec: they become part of the job's story.
+    """
     project = _project(session, actor, request.project, request.name)
     _hold_sources(session, [request.spec])
     moment = now(session)
     shared = _Setting(actor, project, request.priority, request.max_attempts, moment)
-    return _create(session, shared, request.spec, request.name, request.note, None)
+    job = _create(session, shared, request.spec, request.name, request.note, None)
+    _remark(session, [job], remarks)
+    return job
 
 
-def submit_pipeline(session: Session, actor: Actor, request: PipelineRequest) -> list[Job]:
+def submit_pipeline(
+    session: Session, actor: Actor, request: PipelineRequest, remarks: Sequence[Sequence[str]] = ()
+) -> list[Job]:
     """Commit the jobs of a pipeline: all of them, or none."""
     names = [s.name for s in request.steps if s.name]
     project = _project(session, actor, request.project, names[0] if names else None)
@@ -58,7 +67,14 @@ def submit_pipeline(session: Session, actor: Actor, request: PipelineRequest) ->
     for item in request.steps:
         spec = _bind_steps(item.spec, {step: job.id for step, job in jobs.items()})
         jobs[item.step] = _create(session, shared, spec, item.name, request.note, item.step)
+    _remark(session, list(jobs.values()), remarks)
     return list(jobs.values())
+
+
+def _remark(session: Session, jobs: list[Job], remarks: Sequence[Sequence[str]]) -> None:
+    for job, found in zip(jobs, remarks, strict=False):
+        for sentence in found:
+            record(session, job.created_at, job, "notice", sentence, level="warning")
 
 
 def inputs_of(session: Session, actor: Actor, request: JobRequest) -> list[JobInput]:
@@ -295,7 +311,7 @@ def _made_up(session: Session, spec: Spec, inputs: list[JobInput]) -> str:
     if spec.kind == "train":
         name = f"{stems['model']}-{stems['data']}-{spec.fine_tune_type}"
     elif spec.kind == "quantize":
-        name = f"{stems['model']}-q{spec.q_bits}"
+        name = f"{stems['model']}-{spec.label}"
     elif spec.kind == "export":
         name = f"{stems['model']}-{spec.type if spec.format == 'safetensors' else 'gguf'}"
     else:

@@ -18,6 +18,8 @@ from espalier.specs import SPECS, JobRequest, LoraParameters
 from espalier.states import Kind
 
 _PLAIN = (int, float, str, bool)
+#: Lists whose entries are written as words: the spec reads them.
+_WORDS = frozenset({"variants"})
 #: Flags of a nested key, where one word is enough to know what is meant.
 _NESTED: dict[str, type[BaseModel]] = {"lora_parameters": LoraParameters}
 
@@ -55,7 +57,7 @@ def _fields(spec: type[BaseModel]) -> Iterator[tuple[str, str | None, FieldInfo]
             for inner, inner_field in _NESTED[name].model_fields.items():
                 if _plain_type(inner_field.annotation) is not None:
                     yield inner, name, inner_field
-        elif _plain_type(field.annotation) is not None:
+        elif name in _WORDS or _plain_type(field.annotation) is not None:
             yield name, None, field
 
 
@@ -92,7 +94,7 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def _parameter(name: str, field: FieldInfo) -> Parameter:
-    kind = _plain_type(field.annotation)
+    kind = _plain_type(field.annotation) or str
     if any(isinstance(item, BeforeValidator) for item in field.metadata):
         kind = str  # it is written in more ways than its type: 2GB
     flag = kebab(name)

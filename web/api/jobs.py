@@ -5,6 +5,7 @@ from scheduler import requests as changes
 from scheduler import submit
 from scheduler.queries import Document
 from scheduler.queries import jobs as queries
+from scheduler.refusals.check import check
 from web.api.asked import EventsQuery, JobsQuery, LogQuery, MetricsQuery
 from web.api.models import (
     EventsAnswer,
@@ -32,18 +33,21 @@ def _add_submissions(routes: Routes) -> None:
     def submit_job(body: JobRequest) -> Document:
         """Submit one job.
 
-        Its inputs are resolved and pinned now; 404 names the nearest references.
+        Its inputs are resolved and pinned now; 404 names the nearest references, and 422 every
+        field of what cannot work.
         """
+        remarks = check(services().database, services().blobs, actor(), body)
         with services().committing() as session:
-            job = submit.submit(session, actor(), body)
+            job = submit.submit(session, actor(), body, remarks)
             found = queries.find_job(session, actor(), job.id)
             return queries.job_document(session, found)
 
     @routes.route("POST", "/pipelines", status=201, answer=PipelineAnswer)
     def submit_pipeline(body: PipelineRequest) -> Document:
         """Submit jobs whose inputs are each other's outputs: all of them, or none."""
+        remarks = check(services().database, services().blobs, actor(), body)
         with services().committing() as session:
-            jobs = submit.submit_pipeline(session, actor(), body)
+            jobs = submit.submit_pipeline(session, actor(), body, remarks)
             return queries.pipeline_document(session, actor(), str(jobs[0].pipeline_id))
 
 

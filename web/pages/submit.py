@@ -13,6 +13,7 @@ from scheduler.access import projects_of
 from scheduler.models import Job
 from scheduler.queries import jobs as queries
 from scheduler.queries.artifacts import list_artifacts
+from scheduler.refusals.check import Remarks, check
 from web.auth import actor
 from web.pages.blueprint import pages, reading
 from web.pages.fields import PICKS, FormField, fields_of
@@ -35,8 +36,9 @@ def submit() -> str:
 def submission_created() -> AnyResponse | tuple[str, int]:
     try:
         wanted = read(request.form)
+        remarks = check(services().database, services().blobs, actor(), wanted)
         with services().committing() as db:
-            first = _submitted(db, wanted)
+            first = _submitted(db, wanted, remarks)
     except (InvalidInput, NotFound) as error:
         return _form(request.form, error), error.status
     return redirect(url_for("pages.job", job_id=first.id), 303)
@@ -51,10 +53,10 @@ def submission_filled() -> str | tuple[str, int]:
         return _form(request.form, error), error.status
 
 
-def _submitted(db: Any, wanted: JobRequest | PipelineRequest) -> Job:
+def _submitted(db: Any, wanted: JobRequest | PipelineRequest, remarks: Remarks) -> Job:
     if isinstance(wanted, PipelineRequest):
-        return actions.submit_pipeline(db, actor(), wanted)[0]
-    return actions.submit(db, actor(), wanted)
+        return actions.submit_pipeline(db, actor(), wanted, remarks)[0]
+    return actions.submit(db, actor(), wanted, remarks)
 
 
 def _form(form: MultiDict[str, str], error: EspalierError | None) -> str:

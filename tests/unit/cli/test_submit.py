@@ -16,7 +16,7 @@ from espalier.yamlfile import parse_yaml, read_yaml
 
 NEEDED = {"model": "team/tiny", "data": "team/sql", "adapter": "team/sql-adapter"}
 #: Keys that only a config file can say.
-YAML_ONLY = {"kind", "hf_dataset", "lora_parameters", "lr_schedule", "optimizer_config", "variants"}
+YAML_ONLY = {"kind", "hf_dataset", "lora_parameters", "lr_schedule", "optimizer_config"}
 MLX_LM_CONFIG = """
 model: team/tiny
 train: true
