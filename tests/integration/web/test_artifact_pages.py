@@ -134,6 +134,16 @@ def test_a_file_that_lies_is_a_sentence_on_its_page(site: Site) -> None:
     text(ada, "/team/liar")
 
 
+def test_what_a_proof_speaks_against_is_marked_on_its_page(site: Site, tmp_path: Path) -> None:
+    mark = "model-q4_0.gguf: token_match is 0.91, the limit 0.95 <b>"
+    files = {"model-q4_0.gguf": b"GGUF" + struct.pack("<IQQ", 3, 0, 0)}
+    answer = site.ada.publish(tmp_path, "team/doubtful", "gguf", files, meta={"marked": mark})
+    assert answer.status_code == 201
+    page = text(signed_in(site), "/team/doubtful")
+    assert "Marked: a proof does not hold." in page
+    assert "the limit 0.95 &lt;b&gt;" in page
+
+
 def test_a_file_is_looked_into_without_reading_it(site: Site, monkeypatch: Any) -> None:
     tensor = {"dtype": "U8", "shape": [4 << 20], "data_offsets": [0, 4 << 20]}
     header = json.dumps({new_id(): tensor})  # headers are kept by sha256, whoever asked before
