@@ -22,7 +22,7 @@ from espalier.messages import (
 from espalier.settings import settings
 from espalier.specs import SPECS, Spec, parse
 from espalier.states import ArtifactKind, AttemptState, JobState, Kind
-from scheduler import fleet, holdings, jobs, models, registry
+from scheduler import crowning, fleet, holdings, jobs, models, registry
 from scheduler.blobrows import Digests
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
@@ -137,6 +137,7 @@ def finish(
         session.flush()
         session.refresh(attempt.job, ["outputs"])
         jobs.succeed(session, attempt, published)
+        crowning.crown(session, attempt)
     elif message.state == "cancelled":
         jobs.stop(session, attempt)
     else:
@@ -187,29 +188,30 @@ def _compose(
 ) -> bytes:
     attempt = session.get_one(Attempt, attempt_id)
     job = attempt.job
-    name, meta, parents = _described(attempt, output)
-    return registry.compose(there, job.project, name, output.kind, output.files, meta, parents, job)
+    (project, name), meta, parents = _described(attempt, output)
+    return registry.compose(there, project, name, output.kind, output.files, meta, parents, job)
 
 
 def _described(
     attempt: Attempt, output: OutputManifest
-) -> tuple[str, dict[str, object], list[registry.Parent]]:
-    """Return name, meta and parents. The main output has the job's name, others theirs behind."""
+) -> tuple[crowning.Place, dict[str, object], list[registry.Parent]]:
+    """Return place, meta and parents. The main output has the job's name, others theirs behind."""
     job = attempt.job
     name = job.name.split("/")[1]
     if output.role != output.kind:
         name = f"{name}-{output.role}"
+    place = crowning.place(job, output) or crowning.Place(job.project, name)
     meta = {**output.meta, "worker": _provenance(attempt), "hub": _hub_inputs(job)}
-    return name, meta, [(i.role, i.version) for i in job.inputs if i.version is not None]
+    return place, meta, [(i.role, i.version) for i in job.inputs if i.version is not None]
 
 
 def _publish(session: Session, blobs: Blobs, attempt: Attempt, output: OutputManifest) -> str:
     job = attempt.job
-    name, meta, parents = _described(attempt, output)
+    (project, name), meta, parents = _described(attempt, output)
     version = registry.publish(
         session,
         blobs,
-        project=job.project,
+        project=project,
         name=name,
         kind=output.kind,
         files=output.files,

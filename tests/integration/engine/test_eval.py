@@ -13,6 +13,7 @@ import pytest
 
 from espalier.states import Reason
 from tests.integration.engine.child import Child
+from worker.engine import tiny
 
 ChildRunner = Callable[..., Child]
 
@@ -91,3 +92,45 @@ def test_what_cannot_be_measured_is_refused(
     run = inside("eval", {}, inputs | {"adapter": adapter})
     assert run.error.code is Reason.BAD_INPUT
     assert "no adapters.safetensors" in run.error.message
+
+
+def test_the_best_checkpoint_is_handed_out_with_all_the_others(
+    trained: Child, inputs: dict[str, Path], inside: ChildRunner
+) -> None:
+    adapter = trained.output("adapter")
+    spec = {"sweep": True, "move_best": True, "test_batches": 2, "compare_base": False}
+    run = inside("eval", spec, inputs | {"adapter": adapter})
+    best = int(run.series("best_step")[24])
+    made = run.output("best")
+    names = {path.name for path in adapter.iterdir()}
+    assert {path.name for path in made.iterdir()} == names
+    weights = (made / "adapters.safetensors").read_bytes()
+    assert weights == (adapter / f"{best:07d}_adapters.safetensors").read_bytes()
+    again = inside("eval", spec, inputs | {"adapter": made})
+    assert again.series("test_loss") == run.series("test_loss")
+    assert again.series("perplexity_low")[best] < again.series("perplexity")[best]
+
+
+def test_a_sweep_without_checkpoints_and_an_adapter_of_another_model_are_refused(
+    trained: Child, inputs: dict[str, Path], inside: ChildRunner, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(trained.output("adapter"), adapter)
+    for path in adapter.glob("*_adapters.safetensors"):
+        path.unlink()
+    run = inside("eval", {"sweep": True}, inputs | {"adapter": adapter})
+    assert (run.error.code, "no checkpoints" in run.error.message) == (Reason.BAD_INPUT, True)
+    other = tmp_path / "other"
+    tiny.make(other, steps=0, hidden=128)
+    run = inside("eval", {}, inputs | {"model": other, "adapter": adapter})
+    assert run.error.code is Reason.BAD_INPUT
+    assert "does not fit" in run.error.message
+    assert not run.series("base_test_loss"), "nothing is measured before it is refused"
+
+
+def test_the_base_is_measured_as_if_there_were_no_adapter(
+    trained: Child, inputs: dict[str, Path], inside: ChildRunner
+) -> None:
+    alone = inside("eval", {"test_batches": 2}, inputs)
+    beside = inside("eval", {"test_batches": 2}, inputs | {"adapter": trained.output("adapter")})
+    assert beside.series("base_test_loss")[24] == alone.series("test_loss")[0]

@@ -12,7 +12,7 @@ from typing import Any
 from espalier.specs import EvalSpec
 from worker.engine import data
 from worker.engine.adapters import Adapter, open_adapter
-from worker.engine.eval import answers, report, sweep
+from worker.engine.eval import answers, best, report, sweep
 from worker.engine.eval.answers import Answer
 from worker.engine.eval.prompts import Question, questions
 from worker.engine.eval.report import Found
@@ -52,6 +52,8 @@ def run(job: Job) -> None:
             evaluation.adapter(adapter, swap, paths)
         evaluation.judge(judge)
     report.conclude(job, spec, adapter, evaluation.found, meta)
+    if adapter and spec.move_best:
+        best.hand_out(job, adapter, evaluation.found.swept, meta)
 
 
 def _open(job: Job, spec: EvalSpec, tokenizer: Any) -> Any:
