@@ -79,6 +79,7 @@ def to_mlx(source: Path, target: Path, *, untied: bool = False) -> Converted:
         wanted = {"a", "b", "m"} if dora else {"a", "b"}
         if set(parts) != wanted:
             _refuse(f"{path} has {_names(parts)}, not {_names(wanted)}")
+        _check_shapes(path, parts)
     scales = {path: _scale(config, path, parts["a"].shape[0]) for path, parts in layers.items()}
     scale = max(set(scales.values()), key=list(scales.values()).count)
     rank = max(parts["a"].shape[0] for parts in layers.values())
@@ -101,7 +102,7 @@ def to_mlx(source: Path, target: Path, *, untied: bool = False) -> Converted:
         "lora_parameters": {
             "rank": rank,
             "scale": scale,
-            "dropout": float(config.get("lora_dropout") or 0.0),
+            "dropout": _dropout(config),
             "keys": list(keys),
         },
         "model": base,
@@ -166,6 +167,14 @@ def _layers_in(source: Path, *, untied: bool) -> dict[str, dict[str, Tensor]]:
     return layers
 
 
+def _check_shapes(path: str, parts: Mapping[str, Tensor]) -> None:
+    a, b = parts["a"].shape, parts["b"].shape
+    magnitudes = parts["m"].shape if "m" in parts else (b[0],)
+    if not math.prod(a) * math.prod(b) or a[0] != b[1] or magnitudes != (b[0],):
+        shapes = ", ".join(str(list(part.shape)) for part in parts.values())
+        _refuse(f"the tensors of {path} do not fit each other: {shapes}")
+
+
 def _check_layer(path: str, *, embedding: bool, untied: bool) -> None:
     if _EXPERTS.search(path):
         _refuse(
@@ -184,11 +193,21 @@ def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
     """Return what a layer's product is multiplied by; patterns match as PEFT matches them."""
     alpha = config.get("lora_alpha", 8)
     for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        try:
+            found = re.match(rf"(.*\.)?({pattern})$", path)
+        except re.error as error:
+            _refuse(f"its alpha_pattern {pattern!r} is no pattern: {error}")
+        if found:
             alpha = value
             break
-    divisor = math.sqrt(rank) if config.get("use_rslora") else rank
-    return float(alpha) / divisor
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        _refuse(f"its lora_alpha is {alpha!r:.40}, no number")
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _dropout(config: Mapping[str, Any]) -> float:
+    found = config.get("lora_dropout")
+    return float(found) if isinstance(found, int | float) and 0 <= found < 1 else 0.0
 
 
 def _check_dora(layers: Mapping[str, Any], keys: tuple[str, ...], first: int | None) -> None:

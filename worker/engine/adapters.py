@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from espalier.peft import PEFT_WEIGHTS
 from worker.engine.models import Loaded, read_json
 from worker.engine.report import BadInput
 
@@ -39,9 +40,12 @@ class Adapter:
 
 def open_adapter(directory: Path) -> Adapter:
     """Read an adapter folder; raises BadInput when it is none."""
+    hint = "Name an adapter that mlx-lm can load."
+    if (directory / PEFT_WEIGHTS).is_file():
+        hint = "It is PEFT's: `espalier adapter import` makes one of it that mlx-lm can load."
     for name in ("adapter_config.json", "adapters.safetensors"):
         if not (directory / name).is_file():
-            raise BadInput(f"The adapter has no {name}.", "Name an adapter that mlx-lm can load.")
+            raise BadInput(f"The adapter has no {name}.", hint)
     config = read_json(directory / "adapter_config.json")
     found = {
         int(match[1]): path

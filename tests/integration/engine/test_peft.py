@@ -144,6 +144,8 @@ def test_half_precision_is_moved_bit_by_bit_and_widened_only_where_scales_differ
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
         ({"use_qalora": True}, "use_qalora"),
         ({"use_dora": True}, "has A and B, not A and B and a magnitude"),
+        ({"lora_alpha": "much"}, "lora_alpha is 'much', no number"),
+        ({"alpha_pattern": {"q_(proj": 2}}, "is no pattern"),
         ({"a_setting_of_tomorrow": 1}, "a_setting_of_tomorrow 1 has no equal"),
     ],
 )
@@ -160,6 +162,7 @@ def test_settings_without_an_equal_are_refused(
 @pytest.mark.parametrize(
     ("name", "why"),
     [
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight", "do not fit each other"),
         ("base_model.model.lm_head.weight", "a layer's own weight"),
         ("base_model.model.model.layers.0.mlp.experts.3.up_proj.lora_A.weight", "several experts"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", "is the embedding"),

@@ -1,5 +1,7 @@
 """Several adapters into one, through the API: roles, steps, and what comes out of it."""
 
+from typing import Any
+
 from tests.integration.web.site import Site
 
 TRAIN = {"kind": "train", "model": "team/base", "data": "team/sql"}
@@ -22,7 +24,7 @@ def test_adapters_of_a_pipeline_become_one_that_the_next_step_uses(site: Site) -
             },
         },
     ]
-    made = site.ada.post("/pipelines", {"steps": steps})
+    made: Any = site.ada.post("/pipelines", {"steps": steps})
     assert made.status_code == 201, made.json
     first, second, merge, measured = made.json["jobs"]
     assert set(merge["needs"]) == {first["id"], second["id"]}
@@ -39,6 +41,6 @@ def test_adapters_of_a_pipeline_become_one_that_the_next_step_uses(site: Site) -
 def test_a_model_cannot_stand_for_an_adapter_among_others(site: Site) -> None:
     site.with_inputs()
     spec = {"kind": "fuse", "model": "team/base", "adapters": ["team/base=0.5"]}
-    refused = site.ada.post("/jobs", {"spec": spec})
+    refused: Any = site.ada.post("/jobs", {"spec": spec})
     assert refused.status_code == 422
     assert "team/base is a model" in refused.json["detail"]
