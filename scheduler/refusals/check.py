@@ -17,12 +17,13 @@ from espalier.specs import (
     Spec,
     TrainSpec,
 )
+from scheduler import estimates
 from scheduler.access import Actor
 from scheduler.blobs import Blobs
 from scheduler.db import Database
 from scheduler.refusals import making, training
 from scheduler.refusals.facts import Known, Refusal, Refusals
-from scheduler.refusals.looking import Look, Made, Reading, Source, has_converter
+from scheduler.refusals.looking import Look, Made, Reading, Source, unlearnt
 from scheduler.submit import DEFAULT_PROJECT
 
 Place = tuple[str | int, ...]
@@ -36,15 +37,18 @@ def check(
     """Return remarks on a request; raise InvalidInput, naming every field, when it cannot work.
 
     It reads the store, so it is called outside of any transaction, and before the one that
-    submits. Inputs that nobody knows yet (a hub's) pass: the engine looks again.
+    submits; what placement needs of the models' configs is kept on the way. Inputs that nobody
+    knows yet (a hub's) pass: the engine looks again.
     """
     reading = Reading(blobs)
     found: list[tuple[Place, Refusal]] = []
     remarks: Remarks = []
     with database.reading() as session:
-        looked, converter = _looked(session, actor, request), has_converter(session)
+        looked = _looked(session, actor, request)
+        wanted = [config for _, _, inputs in looked for config in unlearnt(session, inputs)]
+    estimates.learn(database, blobs, list(dict.fromkeys(wanted)))
     for place, spec, inputs in looked:
-        known = reading.known(inputs, converter)
+        known = reading.known(inputs)
         found += [(place, refusal) for refusal in refusals(spec, known)]
         warned = training.warnings(spec, known) if isinstance(spec, TrainSpec) else ()
         remarks.append(tuple(warned))

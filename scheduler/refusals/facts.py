@@ -120,7 +120,6 @@ class Known:
     models: Mapping[str, Model]
     adapters: Mapping[str, Adapter]
     data: Mapping[str, Data]
-    converter: bool = False  # a worker has llama.cpp's own, which knows more architectures
 
     @property
     def model(self) -> Model | None:

@@ -23,7 +23,7 @@ from scheduler import access, previews, registry
 from scheduler.access import Actor
 from scheduler.blobs import Blobs
 from scheduler.estimates import MAX_CONFIG
-from scheduler.models import Lineage, Version, Worker
+from scheduler.models import Lineage, ModelConfig, Version
 from scheduler.refusals.facts import Adapter, Data, Known, Model, adapter_of
 from scheduler.roles import role_kind, spec_of
 from scheduler.submit import find_job
@@ -127,10 +127,14 @@ class Look:
         return self._stored(parent, deep=False)
 
 
-def has_converter(session: Session) -> bool:
-    """Say whether any worker told of llama.cpp's converter among its versions."""
-    machines = session.scalars(select(Worker.machine).where(Worker.revoked_at.is_(None)))
-    return any((machine.get("versions") or {}).get("converter") for machine in machines)
+def unlearnt(session: Session, inputs: Mapping[str, Source]) -> list[tuple[str, int]]:
+    """Return sha256 and bytes of the models' configs that placement does not know yet."""
+    found = [
+        source.files["config.json"]
+        for source in inputs.values()
+        if isinstance(source, Stored) and source.kind == "model" and "config.json" in source.files
+    ]
+    return [config for config in found if session.get(ModelConfig, config[0]) is None]
 
 
 class Reading:
@@ -140,7 +144,7 @@ class Reading:
         self._blobs = blobs
         self._documents: dict[str, Mapping[str, Any] | None] = {}
 
-    def known(self, inputs: Mapping[str, Source], converter: bool = False) -> Known:
+    def known(self, inputs: Mapping[str, Source]) -> Known:
         """Return what is known of a job's inputs."""
         models: dict[str, Model] = {}
         adapters: dict[str, Adapter] = {}
@@ -154,7 +158,7 @@ class Reading:
                 case "data" | "calibration" if isinstance(source, Stored):
                     if found := _data(source):
                         data[role] = found
-        return Known(models, adapters, data, converter)
+        return Known(models, adapters, data)
 
     def model(self, source: Source | None) -> Model | None:
         if isinstance(source, Made):

@@ -64,13 +64,11 @@ def export_refusals(spec: ExportSpec, known: Known) -> Refusals:
     if spec.format != "gguf" or model is None or model.type is None:
         return
     try:
-        exporting.check_types(model.config, spec.wanted)
-        if known.converter:  # what it cannot write, it says itself
-            return
-        exporting.check_architecture(model.config)
-        rules = model.tokenizer()
-        if rules and rules.get("model"):
-            exporting.check_tokenizer(rules, spec.pre_tokenizer)
+        rules = model.tokenizer() if spec.writer == "own" else None
+        known_rules = rules if rules and rules.get("model") else None
+        exporting.check_gguf(
+            model.config, spec.wanted, spec.writer, known_rules, spec.pre_tokenizer
+        )
     except InvalidInput as error:
         field = str(error.errors[0]["loc"][-1]) if error.errors else "model"
         yield Refusal(field, error.detail.rstrip("."), error.hint or "Use format safetensors.")
