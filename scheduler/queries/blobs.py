@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from espalier.states import ATTEMPT_LIVE
@@ -22,6 +22,11 @@ from scheduler.models import (
 _ALIKE = 1000
 
 
+def _there(actor: Actor) -> tuple[ColumnElement[bool], ...]:
+    """What a version must be for the actor to read it; of a deleted artifact nothing is there."""
+    return Version.deleted_at.is_(None), Artifact.deleted_at.is_(None), visible_projects(actor)
+
+
 def size_for_person(session: Session, actor: Actor, sha256: str) -> int | None:
     """Return the blob's bytes if a version in one of the actor's projects holds it."""
     return session.scalar(
@@ -29,7 +34,7 @@ def size_for_person(session: Session, actor: Actor, sha256: str) -> int | None:
         .join(VersionFile.version)
         .join(Version.artifact)
         .join(Artifact.project)
-        .where(VersionFile.sha256 == sha256, Version.deleted_at.is_(None), visible_projects(actor))
+        .where(VersionFile.sha256 == sha256, *_there(actor))
         .limit(1)
     )
 
@@ -50,11 +55,7 @@ def held_by_person(session: Session, actor: Actor, names: Collection[str]) -> se
                 .join(VersionFile.version)
                 .join(Version.artifact)
                 .join(Artifact.project)
-                .where(
-                    VersionFile.sha256.in_(some),
-                    Version.deleted_at.is_(None),
-                    visible_projects(actor),
-                )
+                .where(VersionFile.sha256.in_(some), *_there(actor))
             )
         )
         uploads = session.scalars(

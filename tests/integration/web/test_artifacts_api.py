@@ -283,3 +283,14 @@ def test_bad_data_is_refused_with_file_line_and_column(site: Site, tmp_path: Pat
         site.ada.client.post(
             "/api/v1/artifacts/team/sql/versions", {"kind": "dataset", "files": []}
         )
+
+
+def test_the_bytes_of_a_deleted_artifact_are_nobody_s(site: Site, tmp_path: Path) -> None:
+    """Until it is restored: their sha256 alone brings them back to nobody."""
+    site.ada.publish(tmp_path / "one", "team/going", "model", MODEL)
+    sha256 = hashlib.sha256(MODEL["model.safetensors"]).hexdigest()
+    assert site.ada.get(f"/blobs/{sha256}").status_code == 200
+    assert site.admin.send("DELETE", "/artifacts/team/going").status_code == 204
+    assert site.ada.get(f"/blobs/{sha256}").status_code == 404
+    assert site.admin.post("/artifacts/team/going/restore").status_code == 204
+    assert site.ada.get(f"/blobs/{sha256}").status_code == 200
