@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from espalier.states import Reason
 from espalier.textsql import texts
 from tests.integration.engine.child import Child
 from worker.engine import tiny
-from worker.engine.export import proving
+from worker.engine.export import card, job, proving
 
 ChildRunner = Callable[..., Child]
 
@@ -322,3 +323,75 @@ def test_a_wrong_pre_tokenizer_is_caught_by_the_proof(
     run = inside("export", {}, {"model": model, "data": dataset})
     assert run.error.code is Reason.PROOF_FAILED
     assert "tokenizer_match" in run.error.message
+
+
+#: Stands where llama.cpp's converter is installed: it writes what it is told to, by our own
+#: writer, and tells where it was asked from.
+_CONVERTER = """
+import json, os, sys
+from pathlib import Path
+from worker.engine.export import gguf_arch, gguf_tokenizer, gguf_writer
+from worker.engine.models import load_model
+model, _, out, _, kind = sys.argv[1:]
+loaded = load_model(Path(model))
+source = gguf_arch.Source.of(loaded)
+words = gguf_tokenizer.read_vocabulary(Path(model), loaded.tokenizer, source.args.vocab_size)
+about = gguf_writer.About("converted")
+gguf_writer.write(source, words, about, Path(out), kind, lambda *_: None)
+Path(__file__).with_name("env.json").write_text(json.dumps(dict(os.environ)))
+"""
+
+
+def test_llama_cpps_own_converter_is_asked_and_its_file_proved(
+    model: Path, dataset: Path, inside: ChildRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"model": model, "data": dataset}
+    spec = {"writer": "llama.cpp", "type": "f16", "proof_prompts": 2, "proof_tokens": 4}
+    monkeypatch.delenv(job.CONVERTER, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run = inside("export", spec, inputs)
+    assert run.error.code is Reason.BAD_INPUT
+    assert job.CONVERTER in (run.error.hint or "")
+
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text(_CONVERTER)
+    monkeypatch.setenv(job.CONVERTER, f"'{sys.executable}' '{script}'")
+    run = inside("export", spec, inputs)
+    assert run.proofs()["token_match"].ok, run.log
+    path = run.output("gguf") / "model-f16.gguf"
+    assert gguf.GGUFReader(path).fields["general.name"].contents() == "converted"
+    env = json.loads((tmp_path / "env.json").read_text())
+    assert env["HF_HUB_OFFLINE"] == "1"
+    assert env["https_proxy"].startswith("http://127.0.0.1")
+
+    script.write_text("import sys; sys.exit('this model is unheard of')")
+    run = inside("export", spec, inputs)
+    assert run.error.code is Reason.BAD_INPUT
+    assert "this model is unheard of" in run.error.message
+
+
+def test_the_card_of_safetensors_tells_base_data_numbers_and_license(
+    quantized: Child, dataset: Path, inside: ChildRunner, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(quantized.output("model"), source)
+    (source / "README.md").write_text("---\nlicense: mit\nbase_model: acme/base\n---\n# Old\n")
+    change_config(source, _name_or_path="/somewhere/else", transformers_version="4.0")
+    run = inside("export", {"format": "safetensors", "type": "f16"},
+                 {"model": source, "data": dataset})  # fmt: skip
+    assert run.done.state == "succeeded", run.log
+    folder = run.output("model")
+    head = card.front_matter(folder)
+    assert head["base_model"] == "acme/base"
+    assert head["license"] == "mit"
+    assert head["datasets"] == ["team/data"]
+    assert head["library_name"] == "mlx"
+    assert {"mlx", "safetensors"} <= set(head["tags"])
+    text = (folder / "README.md").read_text()
+    value = run.proofs()["perplexity_difference"].detail.split()[0]
+    assert "Perplexity" in text
+    assert value.isdigit()
+    assert "mlx_lm.generate" in text
+    config = json.loads((folder / "config.json").read_text())
+    assert not {"quantization", "_name_or_path"} & set(config)
+    assert config["torch_dtype"] == "float16"
