@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from espalier.settings import Settings
 from espalier.states import ATTEMPT_LIVE, MACHINE_FAULTS, AttemptState, JobState
-from scheduler import fleet, holdings, retries
+from scheduler import fleet, holdings, needs, retries
 from scheduler.models import Attempt, Job, Project, Worker
 from scheduler.placement import Candidate, Capacity, Running
 
@@ -76,9 +76,10 @@ def candidates(
         return []
     live = select(Attempt.id).where(Attempt.job_id == Job.id, Attempt.state.in_(ATTEMPT_LIVE))
     best = (Job.priority.desc(), Job.queued_at, Job.id)
-    rank = func.row_number().over(partition_by=Job.min_memory_bytes, order_by=best)
+    need = needs.counting(needs.ceiling(session, moment))
+    rank = func.row_number().over(partition_by=need, order_by=best)
     ready = (
-        select(Job.id, Job.priority, Job.queued_at, Job.min_memory_bytes, rank.label("rank"))
+        select(Job.id, Job.priority, Job.queued_at, need.label("need"), rank.label("rank"))
         .where(
             Job.state == JobState.QUEUED,
             Job.cancel_requested_at.is_(None),
@@ -88,10 +89,7 @@ def candidates(
                 Job.not_before <= moment,
                 Job.not_before > moment + retries.LONGEST,
             ),
-            or_(
-                Job.min_memory_bytes.is_(None),
-                Job.min_memory_bytes <= max(w.memory_bytes for w in workers),
-            ),
+            need <= max(w.memory_bytes for w in workers),
             ~live.exists(),
         )
         .subquery()
@@ -108,7 +106,7 @@ def candidates(
             row.priority,
             row.queued_at,
             frozenset(avoid.get(row.id, ())),
-            row.min_memory_bytes or 0,
+            row.need,
             inputs.get(row.id, unknown).size,
             inputs.get(row.id, unknown).held,
         )

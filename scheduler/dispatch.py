@@ -19,7 +19,7 @@ from espalier.errors import EspalierError, Unavailable
 from espalier.ids import new_id
 from espalier.settings import Settings
 from espalier.states import AttemptState, JobState, Reason
-from scheduler import demand, jobs, leader
+from scheduler import demand, jobs, leader, needs
 from scheduler.db import Database, now
 from scheduler.models import Attempt, Job
 from scheduler.placement import place, victims
@@ -156,6 +156,7 @@ class Dispatcher:
         return tickets
 
     def _place(self, session: Session, moment: datetime) -> list[Ticket]:
+        needs.judge(session)
         workers = list(demand.capacities(session, moment, self._config))
         running = demand.running(session, moment, [w.worker_id for w in workers])
         queued = demand.candidates(session, moment, workers, running, BATCH)
@@ -166,6 +167,7 @@ class Dispatcher:
             with _apart(session, placement.job_id):
                 attempt = jobs.place(session, placement, moment)
                 if attempt is not None:
+                    needs.warn(session, moment, attempt.job, attempt.worker)
                     tickets.append(_ticket(attempt, moment))
         placed = {p.job_id for p in placements}
         waiting = [job for job in queued if job.job_id not in placed]

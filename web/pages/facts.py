@@ -77,7 +77,9 @@ def notice(job: Mapping[str, Any]) -> str:
             return f"The last attempt failed: it is tried again at {clock(at)}."
     if state == JobState.QUEUED and job["min_memory_bytes"]:
         needed = size(job["min_memory_bytes"])
-        return f"Waits for a worker with at least {needed} to give: it ran out of memory on less."
+        ran_out = any(rung["rung"] == "min_memory_bytes" for rung in job["ladder"])
+        why = "ran out of memory on less" if ran_out else "is predicted to need that"
+        return f"Waits for a worker with at least {needed} to give: it {why}."
     return ""
 
 

@@ -165,7 +165,8 @@ def test_a_long_head_of_paused_and_too_big_jobs_starves_nobody(stack: Stack) -> 
     for _ in range(3):
         big = stack.submit()
         with stack.database.transaction() as session:
-            session.get_one(Job, big).min_memory_bytes = 1 << 50
+            row = session.get_one(Job, big)
+            row.min_memory_bytes, row.rungs = 1 << 50, [{"rung": "min_memory_bytes"}]
     last = stack.submit()
     stack.claimed()
     assert stack.job(last).state == JobState.RUNNING
