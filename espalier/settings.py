@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     keep_base_bytes: int | None = Field(
         None, gt=0, description="worker: memory of a kept base; default half of a job's"
     )
+    converter: str | None = Field(
+        None, description="worker: command of llama.cpp's convert_hf_to_gguf.py, for exports"
+    )
     celery_events: bool = Field(False, description="send Celery's events, for Flower")
 
     @classmethod

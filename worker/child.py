@@ -24,6 +24,7 @@ from typing import IO
 from pydantic import ValidationError
 
 from espalier.messages import EVENT, DoneEvent, EngineTask, Event, Order, PhaseEvent
+from espalier.settings import settings
 from worker.groups import end_group, group_usage, remember, signal_group
 from worker.machine import keep_awake
 from worker.serving import READY
@@ -42,7 +43,7 @@ _READABLE = select.POLLIN | select.POLLHUP | select.POLLERR
 #: What a child may know of the worker's environment. A list of what is allowed: secrets have too
 #: many names to be listed.
 _ALLOWED = frozenset(
-    "CC CPATH CXX ESPALIER_CONVERTER HOME LANG LANGUAGE LD_LIBRARY_PATH LIBRARY_PATH LOGNAME"
+    "CC CPATH CXX HOME LANG LANGUAGE LD_LIBRARY_PATH LIBRARY_PATH LOGNAME"
     " MACOSX_DEPLOYMENT_TARGET PATH PYTHONPATH SDKROOT SHELL TMPDIR TZ USER VIRTUAL_ENV"
     " XDG_CACHE_HOME __CF_USER_TEXT_ENCODING".split()
 )
@@ -60,6 +61,8 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
         for name, value in inherited.items()
         if name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
     }
+    if command := settings().converter:  # said in the environment or in the file of settings
+        kept["ESPALIER_CONVERTER"] = command
     return kept | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
