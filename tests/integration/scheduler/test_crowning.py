@@ -76,7 +76,8 @@ def test_the_alias_points_at_the_best_checkpoint_when_the_job_has_succeeded(stac
         assert (version.meta["step"], version.role) == (20, "best")
         made_of = select(Lineage.parent_id).where(Lineage.child_id == version.id)
         parents = [session.get_one(Version, one) for one in session.scalars(made_of)]
-        assert set(map(registry.label, parents)) == {"team/tuned@v1", "team/base@v1", "team/wikisql@v1"}
+        made = set(map(registry.label, parents))
+        assert made == {"team/tuned@v1", "team/base@v1", "team/wikisql@v1"}
     again = finish(stack, ticket)  # the answer had been lost on its way
     assert again.outputs["best"] == "team/tuned@v2"
     assert len(told(stack, job)) == 1

@@ -8,7 +8,7 @@ import pytest
 from espalier.errors import InvalidInput
 from espalier.states import Reason
 from worker.engine.__main__ import _fault
-from worker.engine.eval.job import overfit_step
+from worker.engine.eval.sweep import overfit_step
 from worker.engine.export.gguf_tokenizer import find_pre
 from worker.engine.report import BadInput
 

@@ -117,7 +117,10 @@ class Sandbox:
     def query(self, statement: str) -> list[Row]:
         """Return the rows of a query; raises Refused."""
         with self._bounded():
-            rows = self._db.execute(statement).fetchmany(MAX_ROWS + 1)
+            cursor = self._db.execute(statement)
+            rows = cursor.fetchmany(MAX_ROWS + 1)
+        if cursor.description is None:
+            raise Refused("no query")
         if len(rows) > MAX_ROWS:
             raise Refused(f"more than {MAX_ROWS} rows")
         return rows
