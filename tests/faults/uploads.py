@@ -52,6 +52,7 @@ class Relay:
         self._total = 0
         self._hold_at: int | None = None
         self._passed = self._answered = 0  # requests that went through whole, and answers
+        self._forgotten = 0  # times that what came before counts no more
 
     def __enter__(self) -> "Relay":
         threading.Thread(target=self._accept, daemon=True).start()
@@ -95,6 +96,7 @@ class Relay:
         """Wait for no answer of a side that is dead."""
         with self._changed:
             self._passed = self._answered = 0
+            self._forgotten += 1
 
     def release(self) -> None:
         with self._changed:
@@ -126,19 +128,22 @@ class Relay:
     def _join(self, near: socket.socket) -> None:
         with contextlib.suppress(OSError), near:
             far = socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE)
+            with self._changed:
+                mine = self._forgotten
             with far:
-                threading.Thread(target=self._answer, args=(far, near), daemon=True).start()
+                threading.Thread(target=self._answer, args=(far, near, mine), daemon=True).start()
                 with near.makefile("rb") as reader:
                     while self._request(reader, far):
-                        with self._changed:
-                            self._passed += 1
+                        with self._changed:  # what a dead client left may still go through
+                            self._passed += mine == self._forgotten
 
-    def _answer(self, far: socket.socket, near: socket.socket) -> None:
+    def _answer(self, far: socket.socket, near: socket.socket, mine: int) -> None:
         with contextlib.suppress(OSError):
             while data := far.recv(_CHUNK):
                 near.sendall(data)
                 with self._changed:
-                    self._answered += data.count(b"HTTP/1.1 ")
+                    if mine == self._forgotten:
+                        self._answered += data.count(b"HTTP/1.1 ")
                     self._changed.notify_all()
         with contextlib.suppress(OSError):  # an early answer is read before its end is felt
             near.shutdown(socket.SHUT_WR)
