@@ -17,6 +17,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from espalier.messages import Event, OutputEvent, ProgressEvent
 from espalier.specs.recipes import Recipe
 from espalier.states import Reason
+from tests.integration.engine import folders
 from tests.integration.engine.child import Child, Run, run_child, run_inside
 from tests.integration.engine.test_fuse_quantize import generate
 from worker.engine import data, tiny
@@ -334,3 +335,20 @@ def test_a_method_of_mlx_lms_own_obeys_a_cancel_order(
     assert steps
     assert run.done.state == "cancelled"
     assert not run.all(OutputEvent)
+
+
+def test_a_floating_point_format_is_unpacked_to_the_models_own_type(
+    dataset: Path, inside: ChildRunner, tmp_path: Path
+) -> None:
+    packed = folders.quantized(
+        folders.make_model(tmp_path / "plain"), tmp_path / "packed", 8, 32, "mxfp8"
+    )
+    inputs = {"model": packed, "data": dataset}
+    spec = {"requantize": True, "method": "none", "test_batches": 1}
+    run = inside("quantize", spec, inputs)
+    assert run.done.state == "succeeded"
+    assert "(8 bits, group 32, mxfp8)" in run.notices
+    assert {str(value.dtype) for value in tensors(run.output("model")).values()} == {
+        "mlx.core.float32"
+    }
+    assert rows(run)["plain"]["max_kl"] < 1e-5

@@ -190,6 +190,8 @@ def _write(run: _Run, recipe: Recipe, directory: Path) -> None:
         loaded = shards.open_model(run.source)
         if loaded.quantization:
             plain.unpack(loaded)
+            # mlx-lm unpacks floating-point formats to bfloat16, whatever the model's type is.
+            plain.cast_to(loaded, None)
         return loaded
 
     if recipe.method in LEARNED:
