@@ -90,16 +90,17 @@ def test_formats_of_both_engines_stand_in_one_table() -> None:
     both = {
         "name": "engines",
         "columns": ["engine", "type", "size_bytes", "perplexity"],
-        "rows": [["llama.cpp", "q4_0", 300_000, 2.75]],
+        "rows": [["mlx", "f32", 1 << 20, 2.5], ["llama.cpp", "q4_0", 300_000, 2.75]],
     }
     (table,) = compose(
         [document("quantize", tables=[mlx]), document("export", tables=[both])], {}
     ).tables
-    assert table.columns == ("engine", "format", "size", "perplexity")
+    assert table.columns == ("engine", "format", "size", "perplexity", "increase")
     assert table.rows == (
-        ("MLX", "original", "1.0 MiB", "2.0000"),
-        ("MLX", "4-bit", "256 KiB", "2.7183"),
-        ("llama.cpp", "q4_0", "293 KiB", "2.7500"),
+        ("MLX", "original", "1.0 MiB", "2.0000", "+0.0%"),
+        ("MLX", "4-bit", "256 KiB", "2.7183", "+35.9%"),
+        ("MLX", "f32", "1.0 MiB", "2.5000", "+0.0%"),
+        ("llama.cpp", "q4_0", "293 KiB", "2.7500", "+10.0%"),
     )
     assert compose([document("quantize", tables=[mlx])], {}).tables == ()
 
