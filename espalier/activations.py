@@ -53,6 +53,8 @@ COEFFICIENTS: dict[str, float] = {
     "e4": 0.72,
     "cV": 3.0,
 }
+#: Tokens of which log probabilities are taken at once (worker.engine.recording).
+CHUNK = 256
 #: The part that a term is told under, where its name does not say so.
 _PART = {
     **dict.fromkeys(("V", "V4", "eV", "eV4", "cV"), "logits"),
@@ -216,7 +218,7 @@ def eval_terms(model: Geometry, rows: int, length: int) -> dict[str, float]:
 
 
 def compare_terms(model: Geometry, rows: int, length: int) -> dict[str, float]:
-    """Return bytes by term of two models over the same rows, their log probabilities compared."""
+    """Return bytes by term of a pass whose log probabilities are kept, a chunk at a time."""
     found = eval_terms(model, rows, length)
-    found["cV"] = float(rows * length * 4 * model.vocab)
+    found["cV"] = float(min(rows * length, CHUNK) * 4 * model.vocab)
     return found

@@ -24,6 +24,7 @@ from espalier.activations import (
 from espalier.exporting import GGUF_BYTES
 from espalier.geometry import BYTES, Geometry, UnknownModel, read
 from espalier.specs import EvalSpec, ExportSpec, FuseSpec, QuantizeSpec, Spec, TrainSpec
+from espalier.specs.recipes import LEARNED
 
 #: What a child holds before any weight is read: Python, MLX, transformers. An estimate, which
 #: measured peaks correct (scheduler.estimates).
@@ -32,9 +33,6 @@ RUNTIME = 450 << 20
 SLACK = 0.1
 #: Tokens of a row in an export's proof: the spec has no limit (worker.engine.export.job).
 _EXPORT_TOKENS = 2048
-
-#: Bytes of one file of a model that mlx-lm writes.
-SHARD = 5 << 30
 #: Copies of the trained weights that an optimizer keeps as its state. Adafactor keeps sums of
 #: rows and columns.
 STATE = {"adam": 2.0, "adamw": 2.0, "muon": 1.0, "sgd": 1.0, "adafactor": 0.05}
@@ -102,9 +100,12 @@ def estimate(
             raise UnknownModel("the model's config.json has not been read")
         model = read(config)
         _refuse(model, spec)
+        return _parts(model, spec, held or model.weights, longest, adapter).estimate()
     except UnknownModel as error:
         return Estimate(held, {"weights": held} if held else {}, False, str(error))
-    held = held or model.weights
+
+
+def _parts(model: Geometry, spec: Spec, held: int, longest: int | None, adapter: int) -> _Parts:
     parts = _Parts()
     match spec:
         case TrainSpec():
@@ -117,7 +118,7 @@ def estimate(
             _quantize(parts, model, spec, held, longest)
         case ExportSpec():
             _export(parts, model, spec, held)
-    return parts.estimate()
+    return parts
 
 
 def made(config: Mapping[str, Any], spec: Spec) -> Mapping[str, Any]:
@@ -182,34 +183,32 @@ def _fuse(
     longest: int | None,
     adapter: int,
 ) -> None:
-    """Base + adapter stay for the proof; the base is read again beside them and fused.
-
-    A file of the result is whole in memory before it is written, the quantized layers in it
-    unpacked on their way. The result is then read back, and both models run.
+    """One model at a time: base and adapter are measured, then the result; what the first said
+    waits on disk. Between them the result is written tensor by tensor, a layer unpacked at once.
     """
     result = model.plain.weights if spec.dequantize and model.bits else weights
-    copy = weights + adapter + min(result, SHARD)
-    if model.bits:
-        copy += 3 * model.width * max(linear.size for linear in model.linears())
-    parts.add("weights", weights)
-    parts.add("adapter", adapter)
+    layer = 3 * model.width * model.layer_elements
+    parts.add_larger({"weights": weights, "adapter": adapter}, {"result": result})
     proof = parts_of(compare_terms(model, rows(spec), tokens(spec, longest)))
-    parts.add_larger({"copy": copy}, {"result": result, **proof})
+    parts.add_larger({"unpacked": layer}, proof)
 
 
 def _quantize(
     parts: _Parts, model: Geometry, spec: QuantizeSpec, weights: int, longest: int | None
 ) -> None:
-    """The original and the quantized model are in memory at once, to write and to prove."""
-    width = BYTES[spec.dtype] if spec.dtype else model.width
-    result = replace(model, bits=spec.q_bits, group=spec.q_group_size, width=width).weights
-    parts.add("weights", weights)
-    parts.add("result", result)
-    # Casting makes a second copy, which quantizing then takes apart.
-    cast = replace(model, width=width).weights if width != model.width else 0
-    parts.add_larger(
-        {"cast": cast}, parts_of(compare_terms(model, rows(spec), tokens(spec, longest)))
-    )
+    """The original is measured alone, then each variant; all are written tensor by tensor."""
+    results = []
+    for _, recipe in spec.recipes:
+        if recipe.method in LEARNED:
+            raise UnknownModel(f"what the method {recipe.method} holds has not been measured")
+        width = BYTES[recipe.dtype] if recipe.dtype else model.width
+        bits = 0 if recipe.method == "none" else recipe.q_bits
+        made = replace(model, bits=bits, group=recipe.q_group_size, width=width)
+        results.append(made.weights)
+    parts.add_larger({"weights": weights}, {"result": max(results)})
+    layer = (4 + model.width) * model.layer_elements
+    proof = parts_of(compare_terms(model, rows(spec), tokens(spec, longest)))
+    parts.add_larger({"unpacked": layer}, proof)
 
 
 def _export(parts: _Parts, model: Geometry, spec: ExportSpec, weights: int) -> None:
