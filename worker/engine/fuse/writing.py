@@ -13,7 +13,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.utils import dequantize_model
 
 from worker.engine import shards
-from worker.engine.adapters import apply_adapter
+from worker.engine.adapters import apply_adapter, read_weights
 from worker.engine.fuse import merging
 from worker.engine.fuse.merging import Part
 from worker.engine.models import Loaded
@@ -60,18 +60,19 @@ def write(
 
 def _refuse_odd_bits(loaded: Loaded, parts: Sequence[Part]) -> None:
     """mlx-lm's DoRA takes a quantized layer for narrower where bits do not divide 32."""
-    doras = [part.name for part in parts if part.adapter.kind == "dora"]
-    odd = [
-        (name, module.bits)
-        for name, module in _modules(loaded)
-        if doras and isinstance(module, nn.QuantizedLinear) and 32 % module.bits
-    ]
-    if odd:
-        raise BadInput(
-            f"{doras[0]} is a DoRA, and mlx-lm has none for layers of {odd[0][1]} bits"
-            f" ({len(odd)} of the model's: {odd[0][0]}, …), only for 2, 4 and 8.",
-            "Fuse into the unquantized model, and quantize what comes out.",
-        )
+    for part in (part for part in parts if part.adapter.kind == "dora"):
+        touched = {name.rpartition(".")[0] for name in read_weights(part.adapter.weights)}
+        odd = [
+            (name, module.bits)
+            for name, module in _modules(loaded)
+            if name in touched and isinstance(module, nn.QuantizedLinear) and 32 % module.bits
+        ]
+        if odd:
+            raise BadInput(
+                f"{part.name} is a DoRA, and mlx-lm has none for layers of {odd[0][1]} bits"
+                f" ({len(odd)} of those it is for: {odd[0][0]}, …), only for 2, 4 and 8.",
+                "Fuse into the unquantized model, and quantize what comes out.",
+            )
 
 
 def _refuse_global_scales(loaded: Loaded) -> None:
