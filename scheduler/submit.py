@@ -10,7 +10,16 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import Conflict, InvalidInput, NotFound
 from espalier.ids import new_id
-from espalier.refs import ArtifactRef, HubRef, JobRef, Ref, StepRef, parse_artifact, parse_ref
+from espalier.refs import (
+    ArtifactRef,
+    HubRef,
+    JobRef,
+    Ref,
+    StepRef,
+    check_name,
+    parse_artifact,
+    parse_ref,
+)
 from espalier.specs import FuseSpec, JobRequest, PipelineRequest, Spec, TrainSpec
 from espalier.states import ArtifactKind, JobState, Kind
 from scheduler import access, lineage, quota, registry
@@ -289,20 +298,30 @@ def _output_name(
         else ArtifactRef(project.name, _made_up(session, spec, inputs))
     )
     kind = output_kind(spec)
-    existing = session.scalar(
-        select(Artifact).where(
+    names = [ref.name, *(check_name(f"{ref.name}-{role}") for role in _roles(spec))]
+    taken = session.scalar(
+        select(Artifact)
+        .where(
             Artifact.project_id == project.id,
-            Artifact.name == ref.name,
+            Artifact.name.in_(names),
             Artifact.deleted_at.is_(None),
+            Artifact.kind != kind,
         )
+        .order_by(Artifact.name)
+        .limit(1)
     )
-    if existing is not None and existing.kind != kind:
+    if taken is not None:
         raise InvalidInput(
-            f"{ref} is a {existing.kind} already: a {spec.kind} job makes a {kind}."
-            " Choose another name.",
-            errors=[{"loc": ["name"], "msg": f"taken by a {existing.kind}"}],
+            f"{project.name}/{taken.name} is a {taken.kind} already: a {spec.kind} job makes a"
+            f" {kind}. Choose another name.",
+            errors=[{"loc": ["name"], "msg": f"taken by a {taken.kind}"}],
         )
     return str(ref)
+
+
+def _roles(spec: Spec) -> tuple[str, ...]:
+    """The outputs that are published beside the main one, or instead of it."""
+    return spec.published if spec.kind == "quantize" else ()
 
 
 def _made_up(session: Session, spec: Spec, inputs: list[JobInput]) -> str:
@@ -316,7 +335,9 @@ def _made_up(session: Session, spec: Spec, inputs: list[JobInput]) -> str:
         name = f"{stems['model']}-{spec.type if spec.format == 'safetensors' else 'gguf'}"
     else:
         name = f"{stems.get('adapter', stems['model'])}-{_SUFFIX[Kind(spec.kind)]}"
-    return name[:96].rstrip("-._")
+    # What comes behind it for a variant must fit as well.
+    room = 96 - max((len(role) + 1 for role in _roles(spec)), default=0)
+    return name[:room].rstrip("-._")
 
 
 def _stem(session: Session, item: JobInput) -> str:

@@ -12,6 +12,9 @@ from espalier.specs.base import Frozen, MicroBatch, OnOom
 from espalier.specs.recipes import LEARNED, Recipe, Settings, inherit
 from espalier.specs.sizes import parse_size
 
+#: Characters of a variant's name: the artifact's is the job's name, a dash and this.
+_NAME = 32
+
 
 def _sized(value: Any) -> Any:
     """Keep a size as it was written, once it can be read: 4GB stays 4GB."""
@@ -80,8 +83,11 @@ class QuantizeSpec(Recipe, _Inputs):
                 message = first["msg"].removeprefix("Value error, ")
                 raise ValueError(f"{where}: {key + ': ' if key else ''}{message}") from error
             name = str(setting.get("name", recipe.label))
-            if not NAME.fullmatch(name) or name == "model":
-                raise ValueError(f"{where}: {name!r} cannot name a variant: use letters, digits, -")
+            if not NAME.fullmatch(name) or len(name) > _NAME or name == "model":
+                raise ValueError(
+                    f"{where}: {name!r} cannot name a variant: use at most {_NAME} letters,"
+                    " digits, '.', '_' or '-'"
+                )
             made.append(name)
         twice = [name for name, count in Counter(made).items() if count > 1]
         if twice:
@@ -123,6 +129,12 @@ class QuantizeSpec(Recipe, _Inputs):
     def label(self) -> str:
         """What a made-up name of the output ends with."""
         return "quantized" if self.variants else self.recipe.label
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """The variants that become artifacts of their own, ``<name of the job>-<variant>``."""
+        alone = not self.variants or self.publish == "recommended"
+        return () if alone else tuple(name for name, _ in self.recipes)
 
     @property
     def size_limit(self) -> int | None:
