@@ -13,8 +13,8 @@ __all__ = ["register"]
 
 #: Modules whose import gives the blueprint its views.
 VIEWS = (
-    "artifacts", "comparison", "data", "files", "history", "job", "jobs", "report", "samples",
-    "settings", "storage", "submit", "workers",
+    "artifacts", "comparison", "data", "files", "gating", "history", "job", "jobs", "project",
+    "report", "samples", "settings", "storage", "submit", "workers",
 )  # fmt: skip
 
 
