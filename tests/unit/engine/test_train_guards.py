@@ -76,6 +76,7 @@ def test_no_sane_run_is_stopped() -> None:
 def test_what_is_not_finite_is_found_wherever_it_is() -> None:
     sound = {"a": mx.ones((3,)), "b": [mx.zeros((2,)), mx.array([1, 2])]}
     assert are_finite(sound, None)
+    assert are_finite({"large": mx.full((100,), 60_000, mx.float16)}), "though its sum is not"
     for value in (math.nan, math.inf):
         assert not are_finite(sound, {"c": mx.array([1.0, value])})
 

@@ -234,11 +234,12 @@ class Loop:
     def _check_weights(self) -> None:
         """Raise Fault for NaN or infinity in what is about to be kept.
 
-        A loss is of the weights before its step: broken gradients show in the next one's only.
+        A loss is of the weights before its step: broken gradients show in the next one's only. An
+        optimizer's broken state breaks the weights in the same update.
         """
         progress = self.progress
         trained = self.model.trainable_parameters()
-        if not are_finite(trained, self.optimizer.state, progress.gradients):
+        if not are_finite(trained, progress.gradients):
             raise self._ended(
                 Reason.NAN_LOSS,
                 f"Weights or gradients became NaN or infinite in step {progress.step}.",
