@@ -56,7 +56,7 @@ GROUPS: dict[Kind, tuple[tuple[str, str], ...]] = {
         _MEMORY,
     ),
     Kind.EXPORT: (
-        ("Files", "types side_by_side pre_tokenizer"),
+        ("Files", "types side_by_side pre_tokenizer writer"),
         (
             "Proof",
             "data proof_prompts proof_tokens min_token_match max_perplexity_difference seed",
