@@ -22,7 +22,7 @@ from espalier.states import Reason
 from espalier.textsql import texts
 from tests.integration.engine.child import Child
 from worker.engine import tiny
-from worker.engine.export import card, job, proving
+from worker.engine.export import card, engines, job, proving
 
 ChildRunner = Callable[..., Child]
 
@@ -172,17 +172,28 @@ def test_every_architecture_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_architectures(name: str, dataset: Path, inside: ChildRunner, tmp_path: Path) -> None:
+def test_architectures(
+    name: str,
+    dataset: Path,
+    inside: ChildRunner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "_ROWS", 6)
     model = make_random(tmp_path / "model", name)
-    run = inside("export", {"type": "f32", "proof_prompts": 4}, {"model": model, "data": dataset})
+    spec = {"type": "f32", "proof_prompts": 3, "proof_tokens": 16}
+    run = inside("export", spec, {"model": model, "data": dataset})
     assert run.done.state == "succeeded", run.log
     proofs = run.proofs()
-    assert proofs["token_match"].value > 0.97, proofs["token_match"].detail
+    assert proofs["token_match"].value > 0.95, proofs["token_match"].detail
     # Another norm, rotation, scale, window or router would move this by far more.
     assert abs(proofs["perplexity_difference"].value) < 2e-3, proofs["perplexity_difference"].detail
 
 
-def test_k_types_are_ggmls(dataset: Path, inside: ChildRunner, tmp_path: Path) -> None:
+def test_k_types_are_ggmls(
+    dataset: Path, inside: ChildRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_ROWS", 4)
     model = tmp_path / "model"
     tiny.make(model, "qwen3", steps=0, hidden=256, layers=3)
     types = ["q8_0", "q6_k", "q4_k_m"]
