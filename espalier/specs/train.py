@@ -45,19 +45,19 @@ class TrainSpec(Frozen):
     kind: Literal["train"] = "train"
     model: RefText = Field(description="base model")
     data: RefText = Field(description="data set with train and valid splits")
-    fine_tune_type: Literal["lora", "dora", "full"] = "lora"
-    optimizer: Optimizer = "adam"
-    optimizer_config: OptimizerConfig = Field(
-        {}, examples=['{"adamw": {"weight_decay": 0.01}}']
+    fine_tune_type: Literal["lora", "dora", "full"] = Field(
+        "lora", description="low-rank adapters, those with magnitudes, or the weights themselves"
     )
-    seed: int = Field(0, ge=0, lt=2**32)
+    optimizer: Optimizer = "adam"
+    optimizer_config: OptimizerConfig = Field({}, examples=['{"adamw": {"weight_decay": 0.01}}'])
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, dropout and order")
     num_layers: int = Field(16, ge=-1, description="layers to fine-tune, from the top; -1 is all")
-    batch_size: int = Field(4, ge=1, le=4096)
-    iters: int = Field(1000, ge=1, le=10_000_000)
+    batch_size: int = Field(4, ge=1, le=4096, description="rows a step; sequences if packed")
+    iters: int = Field(1000, ge=1, le=10_000_000, description="steps")
     val_batches: int = Field(25, ge=-1, description="-1 is the whole validation set")
     learning_rate: float = Field(1e-5, gt=0.0, le=10.0)
-    steps_per_report: int = Field(10, ge=1)
-    steps_per_eval: int = Field(200, ge=1)
+    steps_per_report: int = Field(10, ge=1, description="steps between train losses")
+    steps_per_eval: int = Field(200, ge=1, description="steps between validations")
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
     keep: Keep = "best"
     early_stopping_patience: int | None = Field(
@@ -75,8 +75,10 @@ class TrainSpec(Frozen):
     test: bool = Field(False, description="evaluate on the test split afterwards")
     test_batches: int = Field(500, ge=-1, description="-1 is the whole test set")
     max_seq_length: int = Field(2048, ge=8, le=1_048_576, description="tokens")
-    grad_checkpoint: bool = False
-    grad_accumulation_steps: int = Field(1, ge=1, le=65_536)
+    grad_checkpoint: bool = Field(False, description="less memory, a third more time")
+    grad_accumulation_steps: int = Field(
+        1, ge=1, le=65_536, description="steps whose gradients make one update"
+    )
     micro_batch_size: MicroBatch = None
     order: Order = "shuffled"
     packing: bool = Field(False, description="several rows a sequence, each seeing only itself")
@@ -84,12 +86,12 @@ class TrainSpec(Frozen):
     clear_cache_threshold: Size = Field(0, ge=0, description="bytes, or 2GB")
     lr_schedule: LrSchedule | None = None
     lora_parameters: LoraParameters = LoraParameters()
-    mask_prompt: bool = False
+    mask_prompt: bool = Field(False, description="learn completions and answers, not prompts")
     resume_adapter_file: RefText | None = Field(None, description="adapter to start from")
-    prompt_feature: str | None = None
-    completion_feature: str | None = None
-    text_feature: str | None = None
-    chat_feature: str | None = None
+    prompt_feature: str | None = Field(None, description="the rows' key; default: prompt")
+    completion_feature: str | None = Field(None, description="the rows' key; default: completion")
+    text_feature: str | None = Field(None, description="the rows' key; default: text")
+    chat_feature: str | None = Field(None, description="the rows' key; default: messages")
     hf_dataset: Collection = ()
     report_to: Services = None
     project_name: str | None = Field(
