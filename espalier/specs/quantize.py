@@ -98,6 +98,8 @@ class QuantizeSpec(Recipe, _Inputs):
 
     @model_validator(mode="after")
     def _can_be_done(self) -> "QuantizeSpec":
+        if self.test_batches == 0:
+            raise ValueError("test_batches 0 measures nothing: use −1 for all, or 1 and more")
         for name, recipe in self.recipes:
             if recipe.method in LEARNED and not (self.calibration or self.data):
                 raise ValueError(

@@ -15,7 +15,7 @@ from mlx_lm.utils import load
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from espalier.messages import Event, OutputEvent, ProgressEvent
-from espalier.specs.recipes import Recipe
+from espalier.specs.recipes import AWQ_TYPES, Recipe
 from espalier.states import Reason
 from tests.integration.engine import folders
 from tests.integration.engine.child import Child, Run, run_child, run_inside
@@ -157,6 +157,10 @@ def test_learned_methods_learn_from_text_of_the_store(learned: Child) -> None:
     for role in ("awq-q4-g32", "gptq-q4-g32", "dwq-q3-g32"):
         quantized, _ = load(str(learned.output(role)))
         assert type(quantized.layers[0].mlp.up_proj).__name__ == "QuantizedLinear"
+
+
+def test_the_model_types_awq_knows_are_mlx_lms() -> None:
+    assert set(AWQ_TYPES) == set(awq.AWQ_MODEL_CONFIGS)
 
 
 #: A method's module in mlx-lm, its flags for the recipe, and the role of ours.

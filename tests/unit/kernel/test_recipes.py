@@ -106,6 +106,7 @@ def test_only_what_had_a_say_is_told() -> None:
         ({"variants": [{"q_bits": 4, "name": "a b"}]}, "'a b' cannot name a variant"),
         ({"variants": [{"q_bits": 4, "name": "model"}]}, "'model' cannot name a variant"),
         ({"max_size": "4 apples"}, "is not a size"),
+        ({"test_batches": 0}, "test_batches 0 measures nothing"),
         ({"max_size": 0}, "leaves no room for any model"),
     ],
 )

@@ -7,7 +7,6 @@ disk; a variant is written layer by layer, read back from disk, and compared wit
 import math
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -68,25 +67,25 @@ def run(job: Job) -> None:
     assert isinstance(spec, QuantizeSpec)
     source = job.need("model")
     calibration = _check(job, spec, source)
-    run = _measure_original(job, spec, source, calibration)
+    work = _measure_original(job, spec, source, calibration)
     faults: list[BadInput] = []
     for name, recipe in spec.recipes:
         try:
-            _make(run, name, recipe)
+            _make(work, name, recipe)
         except BadInput as error:
-            if not run.several:
+            if not work.several:
                 raise
             faults.append(error)
             job.report.notice(f"{name} is left out: {error.message}", "warning")
         mx.clear_cache()
-    if not run.variants:
+    if not work.variants:
         raise faults[0]
     limits = Limits(spec.size_limit, spec.max_perplexity_increase)
-    choice = choose(run.variants, limits)
-    _tell(run, choice)
+    choice = choose(work.variants, limits)
+    _tell(work, choice)
     if choice.variant is None:
         raise ProofFailed(f"{choice.sentence} Nothing is published.", _HINT)
-    _publish(run, choice, choice.variant)
+    _publish(work, choice, choice.variant)
 
 
 # --- Before -------------------------------------------------------------------------------
@@ -97,8 +96,6 @@ def _check(job: Job, spec: QuantizeSpec, source: Path) -> Calibration | None:
 
     Raises BadInput.
     """
-    if spec.test_batches == 0:
-        raise BadInput("test_batches is 0: nothing would be measured.", "Use −1 for all.")
     config = vet(source)
     for _, recipe in spec.recipes:
         check_type(config, recipe)
@@ -138,15 +135,10 @@ def _measure_original(
     original = load_model(source)
     text = held_out(job, original, measure.Limits.of(spec))
     job.report.phase("measuring the original")
-    kept: list[Recording] = []
-
-    def recorded() -> measure.Measured:
-        scratch = Path(job.task.scratch_dir) / "original"
-        kept.append(record(job, original.model, text, scratch))
-        return kept[0].measured
-
-    trial = attempt("original", original, text, recorded)
-    return _Run(job, spec, source, text, trial, kept[0], calibration)
+    mx.reset_peak_memory()
+    recording = record(job, original.model, text, Path(job.task.scratch_dir) / "original")
+    trial = attempt("original", original, text, recording.measured)
+    return _Run(job, spec, source, text, trial, recording, calibration)
 
 
 # --- A variant ----------------------------------------------------------------------------
@@ -165,14 +157,10 @@ def _make(run: _Run, name: str, recipe: Recipe) -> None:
 
     job.report.phase(f"measuring{behind}" if run.several else "measuring the quantized")
     loaded = load_model(directory)
-    kept = []
-
-    def compared() -> measure.Measured:
-        kept.append(against(job, run.recording, loaded.model, run.text))
-        return kept[0].candidate
-
-    trial = attempt(name, loaded, run.text, compared)
-    variant = _judge(run, Variant(trial, kept[0]), recipe)
+    mx.reset_peak_memory()
+    found = against(job, run.recording, loaded.model, run.text)
+    trial = attempt(name, loaded, run.text, found.candidate)
+    variant = _judge(run, Variant(trial, found), recipe)
     run.variants.append(variant)
     if variant.failures and run.several:
         job.report.notice(f"{name} is not published: {variant.failures}.", "warning")
@@ -273,7 +261,6 @@ def _tell(run: _Run, choice: Choice) -> None:
 
 def _publish(run: _Run, choice: Choice, chosen: Variant) -> None:
     """Announce the folders that hold their limits; or the recommended one, as the job's own."""
-    announce: Callable[..., None] = run.job.report.output
     alone = not run.several or run.spec.publish == "recommended"
     for name, (directory, meta) in run.made.items():
         if alone and name != chosen.name:
@@ -284,4 +271,5 @@ def _publish(run: _Run, choice: Choice, chosen: Variant) -> None:
             meta |= {"recommended": recommended}
             if recommended:
                 meta["recommendation"] = choice.sentence
-        announce("model" if alone else name, ArtifactKind.MODEL, directory, meta)
+        role = "model" if alone else name
+        run.job.report.output(role, ArtifactKind.MODEL, directory, meta)

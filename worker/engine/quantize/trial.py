@@ -1,7 +1,6 @@
 """One model alone in memory: how well it speaks, how fast, and with how much memory."""
 
 import time
-from collections.abc import Callable
 from itertools import chain, islice
 from typing import Any
 
@@ -21,10 +20,11 @@ _GENERATED = 32
 _ROUNDS = 2
 
 
-def attempt(name: str, loaded: Loaded, text: HeldOut, measure: Callable[[], Measured]) -> Trial:
-    """Measure a model, generate with it, and note the peak of both (bytes)."""
-    mx.reset_peak_memory()
-    measured = measure()
+def attempt(name: str, loaded: Loaded, text: HeldOut, measured: Measured) -> Trial:
+    """Generate with a model that was just measured; the peak (bytes) is that of both.
+
+    The caller has reset MLX's peak before it measured.
+    """
     prompt = mx.array(_prompt(text))
     for _ in range(_ROUNDS):
         prompt_speed, speed = _speeds(loaded.model, prompt)
