@@ -276,7 +276,7 @@ def _meta(
         "last_step": progress.step,
         "best_step": best.step,
         "best_val_loss": best.loss,
-        "stopped_early": best.stopped,
+        "stopped_early": best.stopped and progress.step < spec.iters,
         "trained_parameters": int(trained),
         "base": facts(loaded),
     }

@@ -198,7 +198,7 @@ class Loop:
         """Say why a run is over before its last step, and whether training was worth it."""
         self._check_weights()
         best, step = self.progress.best, self.progress.step
-        if best.stopped:
+        if best.stopped and step < self.spec.iters:
             delta = self.spec.early_stopping_min_delta
             below = f"more than {delta:g} nats below" if delta else "below"
             self.job.report.notice(
