@@ -12,6 +12,7 @@ from espalier.messages import (
     EngineTask,
     Failure,
     Finish,
+    NoticeEvent,
     Orders,
     OutputManifest,
     PhaseEvent,
@@ -21,6 +22,7 @@ from worker.cache import NoRoom
 from worker.disk import is_full
 from worker.idle import Base
 from worker.inputs import Fetched
+from worker.integrations.telling import telling
 from worker.ledger import Ledger
 from worker.outputs import counting, failing, finish, publish
 from worker.publisher import CheckpointPublisher
@@ -141,6 +143,10 @@ class Attempt:
     def _phase(self, name: str) -> None:
         self._reporter.event(PhaseEvent(name=name, time=time.time()))
 
+    def _notice(self, message: str) -> None:
+        log.warning("attempt %s: %s", self.assignment.attempt_id, message)
+        self._reporter.event(NoticeEvent(level="warning", message=message, time=time.time()))
+
     # --- Inputs ---------------------------------------------------------------------------
 
     def _fetch(self) -> Fetched:
@@ -190,16 +196,18 @@ class Attempt:
     def _supervise(self, fetched: Fetched) -> None:
         """Run the child to its end. Raises Failed, or Stopped when it was asked to end."""
         self._phase("starting")  # importing MLX and mlx-lm takes seconds
-        supervision = Supervision(
-            self._task(fetched),
-            self._tools,
-            self._directory,
-            self._reporter,
-            self.stop,
-            self._checkpoints.publish,
-            self._base(),
-        )
-        supervision.run()
+        with telling(self.assignment, self._notice) as told:
+            supervision = Supervision(
+                self._task(fetched),
+                self._tools,
+                self._directory,
+                self._reporter,
+                self.stop,
+                self._checkpoints.publish,
+                self._base(),
+                told,
+            )
+            supervision.run()
         self._reporter.settle()
         self._ledger.completed(supervision.outputs)
 

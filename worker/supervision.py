@@ -46,7 +46,8 @@ ANSWER_SECONDS = 5.0
 class Supervision:
     """One child, from its task to its end. ``outputs`` are what it has announced.
 
-    ``base`` tells the model of a job that may be done by a child that holds it already.
+    ``base`` tells the model of a job that may be done by a child that holds it already; ``told``
+    hears every event beside the control plane.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Supervision:
         stop: Stop,
         on_checkpoint: Callable[[CheckpointEvent], None],
         base: Base | None = None,
+        told: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.outputs: list[OutputEvent] = []
         self._task = task
@@ -68,6 +70,7 @@ class Supervision:
         self._reporter = reporter
         self._stop = stop
         self._on_checkpoint = on_checkpoint
+        self._told = told
         self._changed = threading.Event()
         self._lock = threading.Lock()
         self._watchdog = Watchdog(tools.hang_first_seconds, tools.hang_floor_seconds)
@@ -153,6 +156,7 @@ class Supervision:
             case DoneEvent():
                 self._done = event.state
         self._reporter.event(event)
+        self._told(event)
 
     def _sampled(self, usage: Usage, seconds: float) -> float:
         """Judge what the child uses; return the seconds to the next look."""
