@@ -50,9 +50,9 @@ def name_of(ref: str) -> str:
 
 
 def write_model(
-    directory: Path, job: Job, source: Loaded, made: Loaded, numbers: dict[str, str], text: str
+    directory: Path, job: Job, origin: Path, made: Loaded, numbers: dict[str, str], text: str
 ) -> None:
-    """The card of a folder of safetensors."""
+    """The card of a folder of safetensors; ``origin`` is the folder it was made from."""
     told = facts(made)
     usage = [
         "```bash",
@@ -68,7 +68,7 @@ def write_model(
         **numbers,
     }
     lines = [*_table(table), "", f"Measured on {text}.", "", "## Usage", "", *usage]
-    _write(directory, job, source, lines, ["mlx", "safetensors"])
+    _write(directory, job, origin, lines, ["mlx", "safetensors"])
 
 
 def write_gguf(
@@ -91,7 +91,7 @@ def write_gguf(
         lines += ["", f"> **Marked.** {'; '.join(reference.marks)}."]
     lines += ["", "## Usage", "", "```bash", f'llama-cli -m {names[-1]} -p "Hello"',
               "ollama create NAME -f Modelfile", "```"]  # fmt: skip
-    _write(directory, job, source, lines, ["gguf", "llama.cpp"])
+    _write(directory, job, source.directory, lines, ["gguf", "llama.cpp"])
 
 
 def _figure(value: float | None, digits: int) -> str:
@@ -102,10 +102,10 @@ def _table(rows: dict[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
 
 
-def _write(directory: Path, job: Job, source: Loaded, body: list[str], tags: list[str]) -> None:
+def _write(directory: Path, job: Job, origin: Path, body: list[str], tags: list[str]) -> None:
     spec = job.task.spec
     assert isinstance(spec, ExportSpec)
-    inherited = front_matter(source.directory)
+    inherited = front_matter(origin)
     base = inherited.get("base_model") or spec.model
     head: dict[str, Any] = {k: inherited[k] for k in _KEPT if k in inherited}
     head |= {"base_model": base, "library_name": "mlx" if spec.format == "safetensors" else "gguf"}

@@ -15,8 +15,9 @@ from espalier.states import ArtifactKind
 from worker.engine.export import card
 from worker.engine.measure import Limits
 from worker.engine.models import Loaded, facts, load_model
-from worker.engine.proofs import Verdict, compare, held_out
+from worker.engine.proofs import Verdict, held_out
 from worker.engine.quantize.plain import cast
+from worker.engine.recording import against, record
 from worker.engine.report import Job
 from worker.engine.shards import open_model, save_model
 
@@ -42,20 +43,23 @@ def export(job: Job, spec: ExportSpec) -> None:
             f"The model is quantized ({loaded.quantization['bits']} bits): its weights are"
             f" dequantized first, and {spec.type} is made from those."
         )
-    # One row at a time: two models are in memory, and the spec has no batch to make smaller.
+    # One row at a time: the spec has no batch to make smaller.
     text = held_out(job, loaded, Limits(4, 8, 2048, spec.seed, rows=1))
+    said = record(job, loaded.model, text, Path(job.task.scratch_dir) / "said")
+    origin = loaded.directory
+    del loaded  # what was made is measured alone in memory
     directory = job.output("model")
     job.report.phase("writing")
     dtype = DTYPES[spec.type]
-    plan = open_model(loaded.directory)
+    plan = open_model(origin)
     plan.model = dequantize_model(plan.model)
     cast(plan.model, dtype)
-    config = clean(loaded.config) | {"torch_dtype": dtype}
+    config = clean(plan.config) | {"torch_dtype": dtype}
     save_model(directory, plan, config, lambda d, n: job.advance(d, n, "bytes"))
     clean_tokenizer(directory)
     job.report.phase("proving")
     written = load_model(directory)
-    found = compare(job, loaded.model, written.model, text)
+    found = against(job, said, written.model, text)
     verdict = Verdict(job)
     detail = f"{found.reference.tokens} tokens of {text.source}; mean KL {found.mean_kl:.3g}"
     limit = spec.max_perplexity_difference
@@ -71,7 +75,7 @@ def export(job: Job, spec: ExportSpec) -> None:
         "Perplexity of the source": f"{found.reference.perplexity:.4f}",
         "Mean KL from the source, nats a token": f"{found.mean_kl:.3g}",
     }
-    card.write_model(directory, job, loaded, written, numbers, text.source)
+    card.write_model(directory, job, origin, written, numbers, text.source)
     job.report.output("model", ArtifactKind.MODEL, directory, facts(written))
 
 
