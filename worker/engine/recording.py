@@ -2,9 +2,8 @@
 
 A model's full distribution is a number for each of its hundred thousand tokens. Kept are the
 likeliest ``TOP`` of each target token; the others count as one. By the log-sum inequality the KL
-divergence of what is kept is at most the full one, and in practice it is that: what lies outside
-the top 1024 of a language model has next to no weight. A vocabulary that is no larger than ``TOP``
-is kept whole.
+divergence of what is kept is at most the full one, and the closer to it the more weight they have;
+how much that is, is told. A vocabulary that is no larger than ``TOP`` is kept whole.
 """
 
 import math
@@ -25,21 +24,25 @@ from worker.engine.report import Job
 TOP = 1024
 #: Target tokens whose distribution is kept: a GiB of it. Perplexity goes over all tokens.
 MOST = 1 << 17
-#: Target tokens of which float32 distributions are in memory at once.
-_CHUNK = 256
+#: Bytes of distributions in float32 that are looked at together.
+_CHUNK = 1 << 25
 #: Below this the rest of a distribution is rounding.
 _REST = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """``ids`` and ``log_probs``, [kept, top], below ``directory``, and the loss over all tokens."""
+    """``ids`` and ``log_probs``, [kept, top], below ``directory``, and the loss over all tokens.
+
+    ``weight`` is the share of probability that the kept tokens have, on average.
+    """
 
     directory: Path
     measured: Measured
     kept: int
     top: int
     whole: bool
+    weight: float
 
     def read(self) -> tuple[Any, Any]:
         """Return ids (uint32) and log-probabilities (float32), mapped from disk."""
@@ -57,7 +60,7 @@ def record(job: Job, model: Any, text: HeldOut, directory: Path) -> Recording:
     OSError when the disk is full.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    kept, top, size, losses = 0, 0, 0, _Losses()
+    kept, top, size, weight, losses = 0, 0, 0, 0.0, _Losses()
     with (directory / "ids.bin").open("wb") as ids, (directory / "log_probs.bin").open("wb") as to:
         for log_probs, targets in _distributions(job, model, text):
             losses.add(log_probs, targets)
@@ -70,8 +73,10 @@ def record(job: Job, model: Any, text: HeldOut, directory: Path) -> Recording:
             picked = mx.take_along_axis(wanted, best, -1)
             ids.write(np.array(best.astype(mx.uint32)).tobytes())
             to.write(np.array(picked).tobytes())
+            weight += float(mx.exp(picked).sum().item())
             kept += int(wanted.shape[0])
-    return Recording(directory, losses.measured, kept, top, top == size)
+    share = weight / kept if kept else math.nan
+    return Recording(directory, losses.measured, kept, top, top == size, share)
 
 
 def against(job: Job, recording: Recording, model: Any, text: HeldOut) -> Comparison:
@@ -126,8 +131,9 @@ def _distributions(job: Job, model: Any, text: HeldOut) -> Iterator[tuple[Any, A
         logits = model(inputs)
         logits = logits.reshape(-1, logits.shape[-1])
         mx.eval(logits)
-        for first in range(0, len(places), _CHUNK):
-            where = mx.array(places[first : first + _CHUNK])
+        step = max(1, _CHUNK // (4 * int(logits.shape[-1])))
+        for first in range(0, len(places), step):
+            where = mx.array(places[first : first + step])
             chosen = logits[where].astype(mx.float32)
             yield chosen - mx.logsumexp(chosen, axis=-1, keepdims=True), targets[where]
         del logits

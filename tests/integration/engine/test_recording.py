@@ -37,13 +37,19 @@ def text(job: Job, two: tuple[Loaded, Loaded]) -> HeldOut:
 
 
 def test_it_is_the_comparison_of_both(
-    job: Job, two: tuple[Loaded, Loaded], text: HeldOut, tmp_path: Path
+    job: Job,
+    two: tuple[Loaded, Loaded],
+    text: HeldOut,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second = two
     wanted = compare(job, first.model, second.model, text)
+    monkeypatch.setattr(recording, "_CHUNK", 50 * 4 * 512)  # several of them in a batch
     kept = recording.record(job, first.model, text, tmp_path / "kept")
     found = recording.against(job, kept, second.model, text)
     assert kept.whole
+    assert kept.weight == pytest.approx(1, abs=1e-5)
     assert kept.kept == wanted.reference.tokens == found.candidate.tokens
     assert found.mean_kl == pytest.approx(wanted.mean_kl, rel=1e-4)
     assert found.max_kl == pytest.approx(wanted.max_kl, rel=1e-4)
@@ -67,6 +73,7 @@ def test_of_the_likeliest_tokens_it_is_no_more_and_nearly_that(
     monkeypatch.setattr(recording, "TOP", 300)
     kept = recording.record(job, first.model, text, tmp_path / "kept")
     assert (kept.top, kept.whole) == (300, False)
+    assert 0.5 < kept.weight < 1
     found = recording.against(job, kept, second.model, text)
     assert 0.9 * wanted.mean_kl < found.mean_kl <= wanted.mean_kl
     assert found.candidate.loss == pytest.approx(wanted.candidate.loss, rel=1e-5)

@@ -208,7 +208,8 @@ def _judge(run: _Run, variant: Variant, recipe: Recipe) -> Variant:
     detail = f"{found.reference.tokens} tokens of {run.text.source}"
     kept = run.recording
     only = f" on {kept.kept} of them" if kept.kept < found.reference.tokens else ""
-    top = "" if kept.whole else f"; of the {kept.top} likeliest tokens, the others as one"
+    likeliest = f"; of the {kept.top} likeliest tokens ({kept.weight:.1%} of the weight)"
+    top = "" if kept.whole else f"{likeliest}, the others as one"
     worst = f"{detail}{only}{top}; worst token {found.max_kl:.3g}"
     prefix = f"{variant.name}: " if run.several else ""
     verdict = Verdict(run.job, prefix, optional=run.several)
