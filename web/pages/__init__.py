@@ -14,7 +14,7 @@ __all__ = ["register"]
 #: Modules whose import gives the blueprint its views.
 VIEWS = (
     "artifacts", "comparison", "data", "files", "gating", "history", "job", "jobs", "project",
-    "report", "samples", "settings", "storage", "submit", "workers",
+    "report", "samples", "settings", "storage", "submit", "sweep", "workers",
 )  # fmt: skip
 
 
