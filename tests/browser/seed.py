@@ -115,7 +115,7 @@ class Seed(Stage):
                 0.73 + abs(step - 500) * 0.0002,
                 math.exp(0.70 + abs(step - 500) * 0.0002),
                 step == 500,
-                "overfitting" if step > 500 else None,
+                "overfitting" if step > 500 else "",
             )
             for step in range(100, 900, 100)
         )

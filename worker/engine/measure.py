@@ -166,24 +166,34 @@ def measure(
     measured on the same rows. Raises Cancelled between batches.
     """
     drawn = limits.drawn(dataset, batches or Batches(limits.seed))
-    return _told(job, model, limits, drawn, limits.count(dataset))
+    return _told(job, model, limits, drawn, limits.count(dataset), limits.parts)
 
 
 def prepare(dataset: Any, limits: Limits) -> Sequence[Any]:
-    """Return all that `measure` would draw, tokenized and padded once, for several models."""
-    return list(limits.drawn(dataset, Batches(limits.seed)))
+    """Return the rows that `measure` would draw, tokenized and padded once, for several models.
+
+    Rows of like length are put together: a mean over tokens is the same however they are batched,
+    but for rounding, and what pads the shorter ones costs (mlx-lm's batches are not sorted).
+    """
+    wanted = Batches(limits.seed).rows(dataset, limits.batch_size, limits.max_seq_length)
+    rows = [row for batch in islice(wanted, limits.count(dataset)) for row in batch]
+    rows.sort(key=lambda row: len(row[0]))
+    parts = split(rows, limits.rows or limits.batch_size)
+    return [padded(part, limits.max_seq_length) for part in parts]
 
 
 def measure_prepared(job: Job, model: Any, limits: Limits, drawn: Sequence[Any]) -> Measured:
-    """Return the same as `measure`, of what `prepare` returned."""
-    return _told(job, model, limits, drawn, len(drawn) // limits.parts)
+    """Return what `measure` does, of what `prepare` returned."""
+    return _told(job, model, limits, drawn, len(drawn), 1)
 
 
-def _told(job: Job, model: Any, limits: Limits, drawn: Iterable[Any], total: int) -> Measured:
+def _told(
+    job: Job, model: Any, limits: Limits, drawn: Iterable[Any], total: int, parts: int
+) -> Measured:
     done = count(1)
 
     def advance() -> None:
-        job.advance(next(done) // limits.parts, total, "batches")
+        job.advance(next(done) // parts, total, "batches")
 
     measured = _measured(model, limits, drawn, advance)
     log.info(

@@ -20,7 +20,7 @@ from worker.engine.eval.samples import Samples
 from worker.engine.eval.scoring import Judge
 from worker.engine.eval.swap import Swap
 from worker.engine.kept import base
-from worker.engine.measure import Limits, prepare, seed_everything
+from worker.engine.measure import Limits, prepare
 from worker.engine.models import Loaded, facts
 from worker.engine.report import BadInput, Job
 
@@ -30,7 +30,6 @@ def run(job: Job) -> None:
     spec = job.task.spec
     assert isinstance(spec, EvalSpec)
     job.report.phase("loading")
-    seed_everything(spec.seed)
     adapter = open_adapter(job.need("adapter")) if spec.adapter else None
     paths = sweep.checkpoints_of(adapter) if adapter and spec.sweep else {}
     loaded = base(job)

@@ -127,7 +127,7 @@ def rows_of(found: dict[int, Tested]) -> list[list[Cell]]:
             tested.interval.high if tested.interval else None,
             finite(tested.measured.perplexity),
             step == best,
-            "overfitting" if turn is not None and step > turn else None,
+            "overfitting" if turn is not None and step > turn else "",
         ]
         for step, tested in sorted(found.items())
     ]
