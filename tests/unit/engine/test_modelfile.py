@@ -29,7 +29,14 @@ OWN_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}"
     "{% endif %}" + CHATML
 )
-REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise() }}{% endif %}" + CHATML
+#: As Gemma's: no system message, and another name for who answers.
+NO_SYSTEM = (
+    "{{ '<bos>' }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise() }}{% endif %}"
+    "{{ '<start>' + (m['role'] if m['role'] == 'user' else 'model') + '\n' + m['content']"
+    " + '<end>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start>model\n' }}{% endif %}"
+)
+#: As those of models that think: what was thought in earlier turns is cut.
+CUTS = CHATML.replace("m['content'] +", "m['content'].split('x')[0] +")
 
 
 def _ask(template: str) -> Any:
@@ -37,22 +44,27 @@ def _ask(template: str) -> Any:
     return lambda messages, answer: compiled.render(messages=messages, add_generation_prompt=answer)
 
 
-@pytest.mark.parametrize("template", [CHATML, LLAMA3, BEGUN, INST])
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, BEGUN, INST, OWN_SYSTEM, NO_SYSTEM])
 def test_words_around_messages_are_found(template: str) -> None:
     ask = _ask(template)
     pieces = modelfile.find_pieces(ask)
     assert pieces
-    roles = ("system", "user", "assistant", "user")
-    contents = ["Be brief.", "How many?", "Three.", "And now?"]
-    messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
-    assert pieces.render(roles, contents) == ask(messages, True)
+    said = {"system": "Be brief.", "user": "How many?", "assistant": "Three."}
+    talk: tuple[str, ...] = ("user", "assistant", "user")
+    for roles in (talk, ("system", *talk)):
+        if template == NO_SYSTEM and "system" in roles:
+            assert "system" not in pieces.around
+            continue
+        contents = [said[role] for role in roles]
+        messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+        assert pieces.render(roles, contents) == ask(messages, True)
 
 
 #: Words that Go would read as its own.
 BRACES = "{% for m in messages %}{{ '{{ .x }}' + m['content'] }}{% endfor %}"
 
 
-@pytest.mark.parametrize("template", [OWN_SYSTEM, REFUSES, BRACES])
+@pytest.mark.parametrize("template", [CUTS, BRACES])
 def test_a_template_that_is_more_is_left_out(template: str) -> None:
     assert modelfile.find_pieces(_ask(template)) is None
 
@@ -64,6 +76,12 @@ def test_the_go_template_has_the_words() -> None:
     assert told.startswith('{{ range .Messages }}{{ if eq .Role "system" }}<|start_header_id|>')
     assert told.endswith("{{ end }}{{ end }}<|start_header_id|>assistant<|end_header_id|>\n\n")
     assert told.count("{{ .Content }}<|eot_id|>") == 3
+
+
+def test_a_system_message_that_nobody_gave_is_the_templates() -> None:
+    pieces = modelfile.find_pieces(_ask(OWN_SYSTEM))
+    assert pieces
+    assert "{{ if not .System }}You help.<|im_end|>\n{{ end }}" in modelfile.go_template(pieces)
 
 
 class _Tokenizer:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 Message = dict[str, str]
+#: A chat template: messages, and whether an answer is to follow → text.
+Render = Callable[[list[Message], bool], str]
 _ROLES = ("system", "user", "assistant")
 #: What the template is asked with; no template has it.
 _MARK = "␞content␞"
@@ -26,14 +28,18 @@ _CHECKS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Words before and after a message of each role, before all, and before an answer."""
+    """Words before and after a message of each role, before all, and before an answer.
+
+    ``default`` stands where nobody gave a system message; a template may know no such role.
+    """
 
     begin: str
+    default: str
     around: dict[str, tuple[str, str]]
     answer: str
 
     def render(self, roles: tuple[str, ...], contents: list[str]) -> str:
-        text = self.begin
+        text = self.begin + ("" if "system" in roles else self.default)
         for role, content in zip(roles, contents, strict=True):
             before, after = self.around[role]
             text += before + content + after
@@ -62,7 +68,7 @@ def write(directory: Path, tokenizer: Any, name: str) -> str | None:
     return note
 
 
-def _render(tokenizer: Any) -> Callable[[list[Message], bool], str]:
+def _render(tokenizer: Any) -> Render:
     begin = tokenizer.bos_token or ""
     adds = len(plain := tokenizer.encode("a")) > 1 and plain[0] == tokenizer.bos_token_id
 
@@ -76,73 +82,82 @@ def _render(tokenizer: Any) -> Callable[[list[Message], bool], str]:
     return render
 
 
-def find_pieces(render: Callable[[list[Message], bool], str]) -> Pieces | None:
+def find_pieces(render: Render) -> Pieces | None:
     """Ask a template (messages, whether an answer comes) for its words; None where it is more."""
     try:
-        pieces = _ask(render)
-        if pieces is None:
-            return None
-        for roles in _CHECKS:
-            contents = [f"say {number}: x" for number in range(len(roles))]
-            messages = [
-                {"role": role, "content": content}
-                for role, content in zip(roles, contents, strict=True)
-            ]
-            if render(messages, True) != pieces.render(roles, contents):
-                return None
+        pieces = _ask(render, ("system",)) or _ask(render, ())
+        same = pieces is not None and all(
+            _is_same(render, pieces, roles)
+            for roles in _CHECKS
+            if "system" in pieces.around or "system" not in roles
+        )
     except Exception:  # a template raises whatever its author thought of
         return None
-    words = [pieces.begin, pieces.answer, *(w for pair in pieces.around.values() for w in pair)]
+    if pieces is None or not same:
+        return None
+    words = [pieces.begin, pieces.default, pieces.answer]
+    words += [word for pair in pieces.around.values() for word in pair]
     return None if any("{{" in word or '"""' in word for word in words) else pieces
 
 
-def _ask(render: Callable[[list[Message], bool], str]) -> Pieces | None:
+def _is_same(render: Render, pieces: Pieces, roles: tuple[str, ...]) -> bool:
+    contents = [f"say {number}: x" for number in range(len(roles))]
+    return render(_messages(roles, contents), True) == pieces.render(roles, contents)
+
+
+def _messages(roles: tuple[str, ...], contents: list[str]) -> list[Message]:
+    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+
+
+def _ask(render: Render, system: tuple[str, ...]) -> Pieces | None:
+    """Cut what a template says around marked messages into its words.
+
+    Between two messages lie the words behind the first and those before the second; where the
+    one ends is seen where a text ends or begins. ``system`` is the role, or nothing.
+    """
+
     def talk(*roles: str, answer: bool = False) -> list[str]:
-        messages = [{"role": role, "content": _MARK} for role in roles]
-        return render(messages, answer).split(_MARK)
+        return render(_messages(roles, [_MARK] * len(roles)), answer).split(_MARK)
 
-    # Between two messages of one kind of pair lie the words behind the first and those before the
-    # second; where one begins is found by what stands at the text's ends.
-    first, last = talk("user")
-    asked = talk("user", answer=True)
-    answer = asked[1].removeprefix(last)
-    _, middle, end = talk("user", "assistant")
-    after_user = last
-    before_assistant = middle.removeprefix(after_user)
-    _, _, again, _ = talk("user", "assistant", "user")
-    system, between, _ = talk("system", "user")
-    begin = _common_prefix(first, system)
-    before_user = first
-    for size in range(len(first) + 1):  # the shortest beginning that explains the second turn
-        if again.endswith(first[size:]):
-            begin, before_user = first[:size], first[size:]
-            break
-    after_assistant = again.removesuffix(before_user)
-    if not end.startswith(after_assistant) and after_assistant != end:
+    try:
+        *_, before_second, _ = talk(*system, "user", "assistant", "user")
+    except Exception:  # some know no system message, and raise
         return None
-    if not (system.startswith(begin) and between.endswith(before_user)):
-        return None
+    first, after_user = talk("user")
+    after_assistant = talk("user", "assistant")[-1]
+    before_user = _suffix(before_second.removeprefix(after_assistant), first)
+    opening = first.removesuffix(before_user)
     around = {
-        "system": (system[len(begin) :], between.removesuffix(before_user)),
         "user": (before_user, after_user),
-        "assistant": (before_assistant, after_assistant),
+        "assistant": (
+            talk("user", "assistant")[1].removeprefix(after_user),
+            before_second.removesuffix(before_user),
+        ),
     }
-    return Pieces(begin, around, answer)
+    begin, default = opening, ""
+    if system:
+        led, between, _ = talk("system", "user")
+        begin = _suffix(opening[::-1], led[::-1])[::-1]
+        default = opening.removeprefix(begin)
+        around["system"] = (led.removeprefix(begin), between.removesuffix(before_user))
+    return Pieces(begin, default, around, talk("user", answer=True)[1].removeprefix(after_user))
 
 
-def _common_prefix(one: str, other: str) -> str:
+def _suffix(one: str, other: str) -> str:
+    """The longest end that both have."""
     size = 0
-    while size < min(len(one), len(other)) and one[size] == other[size]:
+    while size < min(len(one), len(other)) and one[-1 - size] == other[-1 - size]:
         size += 1
-    return one[:size]
+    return one[len(one) - size :]
 
 
 def go_template(pieces: Pieces) -> str:
     """Return the Go template that gives the same text for every conversation of these roles."""
-    parts = []
-    for number, role in enumerate(_ROLES):
+    default = f"{{{{ if not .System }}}}{pieces.default}{{{{ end }}}}" if pieces.default else ""
+    parts: list[str] = []
+    for role in (role for role in _ROLES if role in pieces.around):
         before, after = pieces.around[role]
-        word = "if" if number == 0 else "else if"
+        word = "else if" if parts else "if"
         parts.append(f'{{{{ {word} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}')
-    body = "".join(parts)
-    return f"{pieces.begin}{{{{ range .Messages }}}}{body}{{{{ end }}}}{{{{ end }}}}{pieces.answer}"
+    loop = f"{{{{ range .Messages }}}}{''.join(parts)}{{{{ end }}}}{{{{ end }}}}"
+    return f"{pieces.begin}{default}{loop}{pieces.answer}"
