@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from espalier.gguf import GGML_TYPES
+
 Read = Callable[[int, int], bytes]
 
 #: Bytes of a header that are read; the largest seen (10,000 tensors) has 2 MiB.
@@ -126,18 +128,6 @@ _SCALARS = {
     12: "<d",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
-#: ggml's types by number: name, weights in a block, bytes of a block.
-_GGML = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40),
-    10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2),
-    26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
-}  # fmt: skip
 _MAX_KEYS, _MAX_TENSORS, _MAX_DEPTH = 4096, 65_536, 2
 #: Texts in all lists together; the largest vocabulary and its merges are half of it.
 _MAX_TEXTS = 2_000_000
@@ -194,7 +184,7 @@ def _ggml_tensor(source: "_Source", size: int) -> Tensor:
         raise Odd(f"Tensor {_cut(name)!r} has {dimensions} dimensions.")
     shape = tuple(source.number("<Q") for _ in range(dimensions))[::-1]  # as others write it
     kind, offset = source.number("<I"), source.number("<Q")
-    label, block, width = _GGML.get(kind, (f"type {kind}", 1, 0))
+    label, block, width = GGML_TYPES.get(kind, (f"type {kind}", 1, 0))
     weight = math.prod(shape) * width // block
     if weight > size or offset > size:
         raise Odd(f"Tensor {_cut(name)!r} of shape {list(shape)!s:.80} does not fit the file.")
