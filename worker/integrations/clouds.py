@@ -35,7 +35,7 @@ class WandB:
 
 
 class SwanLab:
-    """An experiment of the job's name; each attempt is one, for SwanLab's ids are its own."""
+    """An experiment whose id is the job's: a further attempt goes on in it."""
 
     def __init__(self, run: Run) -> None:
         import swanlab
@@ -43,9 +43,11 @@ class SwanLab:
         self._swanlab: Any = swanlab
         swanlab.init(
             project=run.project,
-            experiment_name=run.name if run.attempt == 1 else f"{run.name}-{run.attempt}",
+            name=run.name,
+            id=run.job,
+            resume="allow",
             description=run.url,
-            logdir=str(Path(run.directory) / "swanlog"),
+            log_dir=str(Path(run.directory) / "swanlog"),
             config=run.config | {"espalier_job": run.url},
         )
 

@@ -184,3 +184,13 @@ def test_wandb_keeps_a_run_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     data = kept.read_bytes()
     for words in (b"train_loss", b"wikisql", b"espalier_job"):
         assert words in data
+
+
+def test_swanlab_keeps_a_run_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("swanlab", reason="an extra, not what tests need")
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    assert send(run_of(tmp_path, "swanlab"), range(1, 4)) == []
+    (kept,) = (tmp_path / "swanlog").glob("run-*/run-*.swanlab")
+    assert b"train_loss" in kept.read_bytes()
+    (config,) = (tmp_path / "swanlog").glob("run-*/files/config.yaml")
+    assert "espalier_job" in config.read_text()
