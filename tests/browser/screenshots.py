@@ -47,6 +47,8 @@ def addresses(site: Site) -> dict[str, str]:
         "storage": "/storage",
         "workers": "/workers",
         "settings": "/settings",
+        "project": "/settings/projects/team",
+        "gate": "/team/sql-tiny/aliases/production/gate",
     }
 
 

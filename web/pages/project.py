@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from espalier.errors import EspalierError, InvalidInput
 from espalier.specs.sizes import parse_size
 from scheduler import access, projects, webhooks
+from scheduler.gc import GRACE
 from scheduler.models import Project, Webhook
 from scheduler.projects import MAX_TTL, MIN_TTL
 from scheduler.queries import rules
@@ -162,6 +163,7 @@ def _page(name: str, wrong: Wrong | None = None, **context: Any) -> str:
         deleted = rules.deleted(db, found)
     return render_template(
         "project.html", section="Settings", project=facts, manages=manages, hooks=told,
-        deleted=deleted, events=webhooks.EVENTS, least=MIN_TTL, most=MAX_TTL, wrong=wrong or {},
+        deleted=deleted, grace=GRACE.days, events=webhooks.EVENTS, least=MIN_TTL,
+        most=MAX_TTL, wrong=wrong or {},
         **{"form": None, "chosen": webhooks.EVENTS, "secret": None, **context},
     )  # fmt: skip
