@@ -38,6 +38,9 @@ class Settings(BaseSettings):
 
     url: str = Field("http://127.0.0.1:8000", description="clients: the control plane")
     token: SecretStr | None = Field(None, description="clients: a personal or worker token")
+    tensorboard_dir: Path | None = Field(
+        None, description="workers: TensorBoard's event files; default: in the data directory"
+    )
 
     lease_seconds: float = Field(180.0, gt=0)
     report_seconds: float = Field(5.0, gt=0)

@@ -8,13 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from espalier.messages import Assignment, Event, MetricsEvent
-from espalier.settings import settings
+from espalier.settings import Settings
 from espalier.specs import TrainSpec
 from espalier.specs.services import services
 from worker.integrations.run import End, Point, Run
@@ -25,8 +24,6 @@ log = logging.getLogger("worker")
 WAITING = 10_000
 #: Seconds after which a process that does not end is killed; it ends itself before.
 GONE_SECONDS = 90.0
-#: Where event files and the like go, in place of the worker's own folder.
-DIRECTORY = "ESPALIER_TENSORBOARD_DIR"
 
 Notice = Callable[[str], None]
 
@@ -128,16 +125,17 @@ def describe(assignment: Assignment, spec: TrainSpec) -> Run:
     config |= {f"{item.role}_commit": item.commit for item in assignment.inputs if item.commit}
     stems = (ref.split(":")[-1].split("/")[-1].split("@")[0] for ref in (spec.model, spec.data))
     name = "-".join([*stems, spec.fine_tune_type, assignment.job_id[:8]])
-    home = os.environ.get(DIRECTORY) or str(settings().home / "tensorboard")
+    given = Settings()
+    directory = given.tensorboard_dir or given.home / "tensorboard"
     return Run(
         services=services(spec.report_to),
         job=assignment.job_id,
         attempt=assignment.attempt_number,
         name=name,
         project=spec.project_name or "espalier",
-        url=f"{settings().url.rstrip('/')}/jobs/{assignment.job_id}",
+        url=f"{given.url.rstrip('/')}/jobs/{assignment.job_id}",
         config=config,
-        directory=str(Path(home).expanduser()),
+        directory=str(directory.expanduser().resolve()),
     )
 
 
