@@ -1,8 +1,9 @@
 """The independent reader: llama.cpp, in a process of its own, told to read a GGUF file.
 
 ``python -m worker.engine.export.gguf_reader`` takes one Reading as JSON on stdin and answers with
-one Answer as JSON on stdout; llama.cpp's own talk goes to stderr. It imports no MLX: the two
-implementations meet in token ids only.
+an Answer as JSON on stdout, and then with the same and the loss: the functions that tell it belong
+to no interface of the package, and what breaks there must not take the rest along. llama.cpp's own
+talk goes to stderr. It imports no MLX: the two implementations meet in token ids only.
 """
 
 import os
@@ -85,12 +86,21 @@ def read(reading: Reading) -> Answer:
         if reading.prompts:
             client.complete(reading.prompts[0].tokens, 1)  # what is done once is not timed
         spoken = [client.speak(prompt) for prompt in reading.prompts]
-    answer = Answer(tokenized=tokenized, mismatches=mismatches, spoken=spoken)
+    return Answer(
+        tokenized=tokenized,
+        mismatches=mismatches,
+        spoken=spoken,
+        untold="The process that reads it ended." if reading.rows else "",
+    )
+
+
+def with_loss(reading: Reading, answer: Answer) -> Answer:
+    """Return the answer with the loss over the reading's rows, or why there is none."""
     try:
-        answer.loss, answer.tokens = _loss(reading)
-    except llama_api.Missing as error:
-        answer.untold = str(error)
-    return answer
+        loss, tokens = _loss(reading)
+    except (llama_api.Missing, RuntimeError) as error:
+        return answer.model_copy(update={"untold": str(error)})
+    return answer.model_copy(update={"loss": loss, "tokens": tokens, "untold": ""})
 
 
 def _threads() -> int:
@@ -202,7 +212,13 @@ def _follow(client: _Client, index: int, prompt: Prompt, ends: frozenset[int]) -
 
 
 def main() -> None:
-    answer = read(Reading.model_validate_json(sys.stdin.readline()))
+    reading = Reading.model_validate_json(sys.stdin.readline())
+    answer = read(reading)
+    _say(answer)
+    _say(with_loss(reading, answer))
+
+
+def _say(answer: Answer) -> None:
     sys.stdout.write(answer.model_dump_json() + "\n")
     sys.stdout.flush()
 

@@ -49,6 +49,7 @@ class _Batch(ctypes.Structure):
         ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
         ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
         ("logits", ctypes.POINTER(ctypes.c_int8)),
+        ("raw", ctypes.c_byte * _ROOM),
     )
 
 

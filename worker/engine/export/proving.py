@@ -303,7 +303,8 @@ def _ask(job: Job, reading: Reading) -> Answer:
         reading.model_dump_json() + "\n",
     )
     try:
-        return Answer.model_validate_json(said)
+        # The last whole line has the loss too, if the process got as far.
+        return Answer.model_validate_json(said.rpartition("\n")[0].rpartition("\n")[2])
     except ValidationError as error:
         for line in logged.splitlines()[-20:]:
             log.error("llama.cpp: %s", line)
