@@ -1,6 +1,7 @@
 """From submission to the first step, paired with ``mlx_lm.lora`` started by hand.
 
-``python -m benchmarks.latency [--runs N]``. One idle warm worker, a tiny model, ``iters 2`` and a
+``python -m benchmarks.latency [--runs N] [--quick]``. One idle worker whose warm child is ready
+before either of a pair begins, so that neither pays for warming it; a tiny model, ``iters 2`` and a
 report at each step. Ours begins when the job is committed and ends when its first loss is in the
 database; theirs begins when the process is started and ends when the first loss is printed.
 """
@@ -11,13 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+
+import psutil
 
 from benchmarks.common import keep, median, ratios
 from espalier.client import Client
 from espalier.textsql import write_dataset
-from tests.acceptance.stacks import Up, up
+from tests.acceptance.stacks import PATIENCE, Up, up
+from worker.serving import WARM
 
 FLAGS = {
     "iters": 2,
@@ -68,11 +73,30 @@ def _espalier(stack: Up, client: Client) -> tuple[float, float]:
     return (at["claimed"] - begun).total_seconds(), (first - begun).total_seconds()
 
 
+def _warmed(stack: Up) -> None:
+    """Wait until the worker has a warm child that has come to rest."""
+    deadline, before = time.monotonic() + PATIENCE, None
+    while True:
+        used = None
+        for process in stack.processes():
+            with suppress(psutil.Error):
+                if WARM in process.cmdline():
+                    used = (process.pid, sum(process.cpu_times()[:2]))
+        if used is not None and used == before:
+            return
+        if time.monotonic() > deadline:
+            raise SystemExit(f"no worker is warm after {PATIENCE:.0f} s")
+        before = used
+        time.sleep(0.5)  # the time over which it must have rested
+
+
 def main() -> None:
     """Run pairs, print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
-    runs = parser.parse_args().runs
+    parser.add_argument("--quick", action="store_true", help="one pair")
+    args = parser.parse_args()
+    runs = 1 if args.quick else args.runs
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         subprocess.run([sys.executable, "-m", "worker.engine.tiny", home / "tiny"], check=True)
@@ -85,19 +109,21 @@ def main() -> None:
             _mlx_lm(home / "tiny", home / "data", home / "warm")
             claims, ours, theirs = [], [], []
             for _ in range(runs):
+                _warmed(stack)
                 claim, step = _espalier(stack, client)
                 claims.append(claim)
                 ours.append(step)
+                _warmed(stack)
                 theirs.append(_mlx_lm(home / "tiny", home / "data", home / "adapters"))
     keep(
-        "latency",
+        "latency_quick" if args.quick else "latency",
         {
             "runs": runs,
             "submit_to_claim_p50_s": median(claims),
             "submit_to_first_step_s": median(ours),
             "mlx_lm_start_to_first_step_s": median(theirs),
             "ratio_median": median(ratios(ours, theirs)),
-            "goals": {"submit_to_claim_p50_s": 0.3, "ratio_median": 1.5},
+            "goals": {"submit_to_claim_p50_s": 0.3, "ratio_median": 0.6},
         },
     )
 

@@ -117,7 +117,7 @@ def measure(pairs: int, iters: int, model: Path, data: Path) -> dict[str, Any]:
         "tokens_per_second": rates,
         "ratios": [round(ratio, 4) for ratio in found],
         "ratio": round(median(found), 4),
-        "limit": 0.97,
+        "limit": 0.99,
     }
 
 
@@ -125,6 +125,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--iters", type=int, default=60)
+    parser.add_argument("--quick", action="store_true", help="one pair")
     parser.add_argument("--model", type=Path, help="default: a tiny one, made here")
     parser.add_argument("--data", type=Path, help="default: a text-to-SQL set, made here")
     args = parser.parse_args()
@@ -137,8 +138,8 @@ def main() -> int:
         if data is None:
             data = Path(made) / "data"
             write_dataset(data, rows=400)
-        result = measure(args.pairs, args.iters, model, data)
-    keep("train_throughput", result)
+        result = measure(1 if args.quick else args.pairs, args.iters, model, data)
+    keep("train_throughput_quick" if args.quick else "train_throughput", result)
     return 0 if result["ratio"] >= result["limit"] else 1
 
 
