@@ -22,7 +22,8 @@ from espalier.states import Reason
 from espalier.textsql import texts
 from tests.integration.engine.child import Child
 from worker.engine import tiny
-from worker.engine.export import card, engines, job, proving
+from worker.engine.export import card, engines, gguf_reader, job, llama_api, proving
+from worker.engine.export.gguf_reader import Answer, Reading
 
 ChildRunner = Callable[..., Child]
 
@@ -213,6 +214,22 @@ def test_k_types_are_ggmls(
     assert "im_start" in reader.fields["tokenizer.chat_template"].contents()
     values = {row[1]: row[3] for row in run.tables()["engines"].rows if row[0] == "llama.cpp"}
     assert values["q6_k"] == pytest.approx(values["q8_0"], rel=0.01)
+
+
+def test_without_llama_cpps_functions_there_is_no_perplexity_and_all_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading = Reading(path="none.gguf", texts=[], prompts=[], ends=[], rows=[[1, 2, 3]])
+    answer = Answer(tokenized=[[1]], mismatches=[])
+    broken = gguf_reader.with_loss(reading, answer)
+    assert (broken.tokenized, broken.loss) == ([[1]], None)
+    assert "cannot load none.gguf" in broken.untold
+    monkeypatch.setitem(llama_api._FUNCTIONS, "llama_of_another_year", (None, ()))
+    llama_api.library.cache_clear()
+    untold = gguf_reader.with_loss(reading, answer)
+    llama_api.library.cache_clear()
+    assert untold.loss is None
+    assert "llama_of_another_year" in untold.untold
 
 
 def test_types_that_do_not_fit_are_refused(model: Path, dataset: Path, inside: ChildRunner) -> None:
