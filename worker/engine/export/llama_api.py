@@ -20,7 +20,7 @@ import numpy as np
 #: Bytes; the largest of these structures has 200.
 _ROOM = 1024
 #: Tokens computed at once.
-_BATCH = 512
+_BATCH = 256
 
 
 class Missing(RuntimeError):
@@ -150,16 +150,12 @@ class Context:
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
         found = []
         for begin in range(0, len(tokens) - 1, _BATCH):
-            part = tokens[begin : begin + _BATCH]
             targets = tokens[begin + 1 : begin + _BATCH + 1]
-            logits = self._logits(part, begin)[: len(targets)]
-            most = logits.max(axis=-1, keepdims=True)
-            whole = np.log(np.exp(logits - most).sum(axis=-1)) + most[:, 0]
-            found.append(whole - logits[np.arange(len(targets)), targets])
-        return np.concatenate(found) if found else np.zeros(0)
+            found += self._losses(tokens[begin : begin + len(targets)], targets, begin)
+        return np.array(found)
 
-    def _logits(self, tokens: list[int], begin: int) -> Any:
-        """Logits [len(tokens), vocabulary] of tokens at positions from ``begin``, float64."""
+    def _losses(self, tokens: list[int], targets: list[int], begin: int) -> list[float]:
+        """Read tokens at positions from ``begin``; a row of logits at a time is in memory twice."""
         api = self._api
         batch = api.llama_batch_init(len(tokens), 0, 1)
         try:
@@ -169,12 +165,12 @@ class Context:
                 batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
             if status := api.llama_decode(self._context, batch):
                 raise RuntimeError(f"llama.cpp's llama_decode returned {status}")
-            rows = [
-                np.ctypeslib.as_array(
-                    api.llama_get_logits_ith(self._context, i), (self._vocabulary,)
-                ).astype(np.float64)
-                for i in range(len(tokens))
-            ]
+            return [self._loss(i, target) for i, target in enumerate(targets)]
         finally:
             api.llama_batch_free(batch)
-        return np.stack(rows)
+
+    def _loss(self, index: int, target: int) -> float:
+        told = self._api.llama_get_logits_ith(self._context, index)
+        logits = np.ctypeslib.as_array(told, (self._vocabulary,)).astype(np.float64)
+        most = logits.max()
+        return float(np.log(np.exp(logits - most).sum()) + most - logits[target])
