@@ -3,18 +3,22 @@
 import json
 from collections.abc import Callable, Sequence
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx_lm.tuner.datasets import CacheDataset
 from mlx_lm.utils import load_tokenizer
 
 from espalier.specs import TrainSpec
 from espalier.states import Reason
 from tests.integration.engine.child import Child, make_task
 from tests.integration.engine.conftest import SHORT
+from worker.engine import data
 from worker.engine.collection import open_data
 from worker.engine.report import BadInput, Job, Orders, Reporter
+from worker.engine.train import survey
 
 ChildRunner = Callable[..., Child]
 
@@ -79,3 +83,44 @@ def test_several_data_sets_follow_one_another(model: Path, tmp_path: Path) -> No
     assert [valid[i] for i in range(len(valid))] == rows[:6] + rows[9:]
     with pytest.raises(BadInput, match=r"no test\.jsonl"):
         opened(tmp_path, model, [every | {"train_split": "test"}], "train")
+
+
+ASKED = {"role": "user", "content": "How many?"}
+TOLD = {"role": "assistant", "content": "Two."}
+FORMATS: dict[str, list[dict[str, Any]]] = {
+    "text": [{"text": f"Row {n} of some"} for n in range(7)],
+    "completions": [{"prompt": f"Ask {n}", "completion": "one two" * n} for n in range(1, 8)],
+    "chat": [{"messages": [ASKED, TOLD] * n} for n in range(1, 4)]
+    + [{"messages": [ASKED, TOLD, ASKED]}],
+    "tools": [
+        {"messages": [ASKED, TOLD], "tools": [{"name": "count"}]},
+        {"messages": [ASKED, TOLD]},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [("text", False), *product(("completions", "chat", "tools"), (False, True))],
+)
+def test_rows_encoded_together_are_those_that_mlx_lm_encodes(
+    name: str, masked: bool, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "_CHUNK", 3)
+    rows = FORMATS[name]
+    raw = data.checked(f"{name}.jsonl", rows, load_tokenizer(model), None, masked)
+    found = survey.Tokenized(name, CacheDataset(raw), lambda: None)
+    assert [(tokens.tolist(), offset) for tokens, offset in found._rows] == [
+        raw.process(row) for row in rows
+    ]
+
+
+def test_a_conversation_that_the_template_refuses_is_named(model: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"messages": [ASKED, TOLD]},
+        {"messages": [ASKED, TOLD]},
+        {"messages": [ASKED, 7]},
+    ]
+    raw = data.checked("train.jsonl", rows, load_tokenizer(model), None, True)
+    with pytest.raises(BadInput, match=r"train\.jsonl line 3 cannot be made into tokens"):
+        survey.Tokenized("train", CacheDataset(raw), lambda: None)

@@ -14,14 +14,15 @@ from mlx_lm.tuner.datasets import CacheDataset
 
 from worker.engine.data import Row, check_targets, target_tokens
 from worker.engine.report import Cell, Job
+from worker.engine.train.encode import encode
 
 #: The columns of the table "data". Tokens are counted before a row is cut, targets after.
 COLUMNS = (
     *("split", "rows", "tokens", "target_tokens", "longest_row", "median_row"),
     *("truncated_rows", "tokens_lost", "duplicates", "in_other_splits"),
 )
-#: Rows between two looks at whether the job is cancelled.
-_LOOK = 1000
+#: Rows that are tokenized together, between two looks at whether the job is cancelled.
+_CHUNK = 1000
 
 
 class Tokenized(CacheDataset):  # type: ignore[misc]
@@ -30,16 +31,18 @@ class Tokenized(CacheDataset):  # type: ignore[misc]
     ``itemlen`` stays mlx-lm's, which sorts by it: the number of a row's keys.
     """
 
-    def __init__(self, dataset: Any, look: Callable[[], None]) -> None:
-        """Tokenize a CacheDataset, which may be let go then; ``look`` is called now and then."""
+    def __init__(self, name: str, dataset: Any, look: Callable[[], None]) -> None:
+        """Tokenize a CacheDataset, which may be let go then; ``look`` is called now and then.
+
+        Raises BadInput naming the split and the line of a row that cannot be.
+        """
         self._sizes: list[int] = [dataset.itemlen(index) for index in range(len(dataset))]
         self._rows: list[Row] = []
         raw = dataset._data  # not through its cache, which would keep the integers, too
-        for index in range(len(raw)):
-            if index % _LOOK == 0:
-                look()
-            tokens, offset = raw.process(raw[index])
-            self._rows.append((np.array(tokens, np.int32), offset))
+        for first in range(0, len(raw), _CHUNK):
+            look()
+            rows = encode(name, raw, first, min(_CHUNK, len(raw) - first))
+            self._rows += [(np.array(tokens, np.int32), offset) for tokens, offset in rows]
 
     def itemlen(self, idx: int) -> int:
         return self._sizes[idx]
@@ -91,7 +94,7 @@ def read(job: Job, splits: Mapping[str, Any], max_seq_length: int) -> dict[str, 
     Raises BadInput for a row that leaves nothing to learn, and Cancelled.
     """
     job.report.phase("reading the data")
-    found = {name: Tokenized(dataset, job.orders.check) for name, dataset in splits.items()}
+    found = {name: Tokenized(name, dataset, job.orders.check) for name, dataset in splits.items()}
     for name, dataset in found.items():
         check_targets(name, dataset, max_seq_length)
     counted = {name: Split.of(dataset, max_seq_length) for name, dataset in found.items()}
