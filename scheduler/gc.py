@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import Conflict
 from espalier.states import JOB_ENDED, JOB_OPEN
-from scheduler import xet
+from scheduler import holdings, xet
 from scheduler.blobs import Blobs
 from scheduler.db import Database, now
 from scheduler.models import (
@@ -212,12 +212,16 @@ def _owners_of(session: Session, unused: Sequence[tuple[str, int]]) -> dict[str,
 
 
 def _let_go(database: Database, before: datetime) -> None:
-    """Drop the file lists of versions deleted long ago, and the checkpoints of past jobs."""
+    """Drop the file lists of versions deleted long ago, the checkpoints of past jobs, and what
+
+    was in the caches of workers that are gone.
+    """
     with database.transaction() as session:
         gone = select(Version.id).where(_is_gone(before))
         session.execute(delete(VersionFile).where(VersionFile.version_id.in_(gone)))
         past = select(Job.id).where(_is_past(before))
         session.execute(delete(Checkpoint).where(Checkpoint.job_id.in_(past)))
+        holdings.forget(session, before)
         xet.forget(session)
 
 

@@ -44,6 +44,12 @@ def replace(session: Session, worker: Worker, blobs: Mapping[str, int] | None) -
     change(session, worker, told, known - told.keys(), known)
 
 
+def forget(session: Session, before: datetime) -> None:
+    """Forget what workers held that have not been seen since; back again, they tell it anew."""
+    gone = select(Worker.id).where((Worker.seen_at < before) | Worker.revoked_at.is_not(None))
+    session.execute(delete(WorkerBlob).where(WorkerBlob.worker_id.in_(gone)))
+
+
 def change(
     session: Session,
     worker: Worker,

@@ -13,8 +13,8 @@ import pytest
 from tests.acceptance.hub_client import Hub, in_client, read, sha256
 from tests.integration.web.samples import DATASET, MODEL, safetensors
 
-#: `make test` sends 20 MB where `make faults` sends 300.
-LARGE = int(os.environ.get("HUB_LARGE_BYTES", "20000000"))
+#: `make test` sends 12 MB (three parts) where `make faults` sends 300.
+LARGE = int(os.environ.get("HUB_LARGE_BYTES", "12000000"))
 CARD = b"---\nlicense: mit\ntags: [sql]\n---\n# A model\n"
 
 

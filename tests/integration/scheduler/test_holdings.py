@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select
@@ -11,6 +12,7 @@ from espalier.messages import CheckpointPublished, Heartbeat, Hello
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
 from scheduler import fleet, holdings, ingest
+from scheduler.db import now
 from scheduler.models import Event, VersionFile, Worker, WorkerBlob
 from scheduler.placement import STEP
 from tests.integration.scheduler.stack import MACHINE, Stack
@@ -76,6 +78,16 @@ def test_a_worker_that_does_not_tell_holds_nothing_known(stack: Stack) -> None:
     with stack.database.reading() as session:
         worker = session.get_one(Worker, worker_id)
         assert (worker.shares_url, worker.shares_key) == (None, None)
+
+
+def test_of_a_worker_that_is_gone_nothing_is_kept(stack: Stack) -> None:
+    here, gone, revoked = (hello(stack, name, {A: 10}) for name in ("here", "gone", "revoked"))
+    with stack.database.transaction() as session:
+        limit = now(session) - timedelta(days=7)
+        session.get_one(Worker, gone).seen_at = limit - timedelta(days=1)
+        session.get_one(Worker, revoked).revoked_at = now(session)
+        holdings.forget(session, limit)
+    assert [held(stack, worker) for worker in (here, gone, revoked)] == [{A: 10}, {}, {}]
 
 
 def test_of_too_many_the_largest_are_kept(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
