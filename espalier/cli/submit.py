@@ -191,7 +191,8 @@ def _by_flags(error: InvalidInput) -> InvalidInput:
     if not faults:
         return error
     first = faults[0]
-    return InvalidInput(f"{first['loc'][0]}: {first['msg']}", hint=error.hint, errors=faults)
+    where = f"{first['loc'][0]}: " if first["loc"][0] else ""
+    return InvalidInput(f"{where}{first['msg']}", hint=error.hint, errors=faults)
 
 
 def _flag(loc: list[str | int]) -> str:

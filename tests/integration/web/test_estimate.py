@@ -37,7 +37,8 @@ def publish(site: Site, config: Any, folder: str = "m") -> None:
 @pytest.fixture
 def ready(site: Site) -> Site:
     publish(site, CONFIG)
-    site.ada.publish(site.directory / "d", "team/sql", "dataset", DATASET)
+    rows = {path: lines * 2 for path, lines in DATASET.items()}  # a batch of 8 in each split
+    site.ada.publish(site.directory / "d", "team/sql", "dataset", rows)
     return site
 
 

@@ -200,6 +200,12 @@ def test_what_is_wrong_is_told_in_the_words_that_were_typed(
     assert said in refused.value.detail
 
 
+def test_a_fault_of_the_whole_spec_is_told_without_a_flag() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        build(Kind.QUANTIZE, {}, {"model": "t/m", "method": "awq"})
+    assert refused.value.detail.startswith("method awq learns from text")
+
+
 def test_a_directory_in_place_of_data_is_answered_with_the_push_command(cli: CliRunner) -> None:
     result = cli.invoke(app, ["train", "--model", "t/m", "--data", "./wikisql"])
     assert result.exit_code == 2
