@@ -212,18 +212,21 @@ def _quantize(
 
 
 def _export(parts: _Parts, model: Geometry, spec: ExportSpec, weights: int) -> None:
-    """The model, unpacked, and what proves the file: llama.cpp beside it, or the model read back.
+    """The model, unpacked for a GGUF, and llama.cpp with the file beside it, as its proof.
 
-    A GGUF's tensors are converted one by one, in float32; the embedding is the largest.
+    Tensors are converted one by one, in float32; the embedding is the largest. A folder of
+    safetensors is measured alone, after the model it was made from.
     """
     plain = model.plain
-    parts.add("weights", weights)
-    parts.add("unpacked", plain.weights if model.bits else 0)
     elements = plain.weights // plain.width
     file = round(elements * max(GGUF_BYTES[kind] for kind in spec.wanted))
+    largest = 3 * 4 * max(model.vocab * model.hidden, *(x.size for x in model.linears()))
     if spec.format == "gguf":
-        largest = 3 * 4 * max(model.vocab * model.hidden, *(x.size for x in model.linears()))
-        parts.add_larger({"converted": largest}, {"llama.cpp": file})
+        parts.add("weights", weights)
+        parts.add("unpacked", plain.weights if model.bits else 0)
+        again = {"in MLX again": file} if spec.side_by_side else {}
+        parts.add_larger({"converted": largest}, {"llama.cpp": file, **again})
         return
+    parts.add_larger({"weights": weights}, {"result": file})
     proof = parts_of(compare_terms(model, 1, _EXPORT_TOKENS))
-    parts.add_larger({"copy": plain.weights + file}, {"result": file, **proof})
+    parts.add_larger({"converted": largest}, proof)

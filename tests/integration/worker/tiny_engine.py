@@ -168,7 +168,7 @@ def main() -> None:
         task = tasks.get()
         if SERVE in sys.argv:
             os.chdir(task["scratch_dir"])
-        say(f"job {done} of process {os.getpid()}")
+            say(f"job {done} of process {os.getpid()}")
         work(task)
         done += 1
         if SERVE not in sys.argv or task["kind"] != "eval":
