@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from espalier.errors import Conflict, InvalidInput, NotFound
+from espalier.errors import Conflict, EspalierError, InvalidInput, NotFound
 from espalier.ids import new_id
 from espalier.refs import (
     ArtifactRef,
@@ -177,7 +177,7 @@ def _inputs(session: Session, shared: _Setting, spec: Spec) -> tuple[list[JobInp
             field = field_of(spec.kind, role)
             raise type(error)(
                 error.detail,
-                hint=error.hint,
+                hint=_hint(error, text, ref),
                 errors=[{"loc": ["spec", field], "msg": error.detail}],
             ) from error
         inputs.append(item)
@@ -187,6 +187,14 @@ def _inputs(session: Session, shared: _Setting, spec: Spec) -> tuple[list[JobInp
         inputs.extend(_inherited_data(session, inputs))
         needs.update(i.from_job_id for i in inputs if i.from_job_id and not i.version_id)
     return inputs, needs
+
+
+def _hint(error: EspalierError, text: str, ref: Ref) -> str | None:
+    """Return the next step; mlx-lm's configs name repositories of a hub as we name our own."""
+    if not (isinstance(error, NotFound) and isinstance(ref, ArtifactRef) and "/" in text):
+        return error.hint
+    told = f"{error.hint} " if error.hint else ""
+    return f"{told}A repository of a hub is written hf:{ref.path}."
 
 
 def _input(session: Session, shared: _Setting, role: str, ref: Ref) -> JobInput:

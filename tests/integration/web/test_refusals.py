@@ -250,6 +250,15 @@ def test_a_step_is_judged_by_what_the_steps_before_it_will_make(store: Site) -> 
     assert "step:small is quantized to 3 bits already" in errors["steps", 3, "spec", "model"]
 
 
+def test_a_hubs_repository_in_an_unchanged_config_is_answered_with_how_it_is_written(
+    store: Site,
+) -> None:
+    spec = {**TRAIN, "model": "mlx-community/Llama-3.2-1B-Instruct-4bit"}
+    answer = store.ada.post("/jobs", {"spec": spec})
+    assert answer.status_code == 404
+    assert "written hf:mlx-community/Llama-3.2-1B-Instruct-4bit" in answer.get_json()["hint"]
+
+
 def test_nothing_is_told_of_what_one_may_not_see(store: Site) -> None:
     answer = store.eve.post("/jobs", {"spec": {"kind": "quantize", "model": "team/four"}})
     assert answer.status_code == 404
