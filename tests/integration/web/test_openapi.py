@@ -47,6 +47,7 @@ def test_specs_keep_their_limits_and_defaults(site: Site) -> None:
     train = schemas["TrainSpec"]
     assert train["properties"]["batch_size"] == {
         "default": 4,
+        "description": "rows a step; sequences if packed",
         "maximum": 4096,
         "minimum": 1,
         "title": "Batch Size",
