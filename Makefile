@@ -60,6 +60,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.train_throughput
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.footprint
+	$(BIN)/python -m benchmarks.packing
+	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.hub --all
 
