@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
 from espalier.commandline import command
-from espalier.specs import Spec
+from espalier.mlxlm import by_hand
+from espalier.specs import Spec, TrainSpec
 from espalier.states import JOB_ENDED, JobState
 from scheduler import requests as actions
 from scheduler.models import Job
@@ -67,7 +68,8 @@ def job(job_id: str) -> str:
     seen = Cursor(event, step, log["attempt"] or "", log["next_offset"])
     return render_template(
         "job.html", section="Jobs", log=log, pinned=attempt, points=points, seen=str(seen),
-        plot=loss_plot(points), spec_command=_command(context["job"]), **context,
+        plot=loss_plot(points), spec_command=_command(context["job"]),
+        by_hand=_by_hand(context["job"]), **context,
     )  # fmt: skip
 
 
@@ -171,6 +173,14 @@ def _tail(db: Session, found: Job, attempt: str | None) -> Document:
     sizes = {a.id: a.log_bytes for a in found.attempts}
     last = attempt or (found.attempts[-1].id if found.attempts else "")
     return queries.log_text(db, found, attempt, max(0, sizes.get(last, 0) - TAIL), TAIL)
+
+
+def _by_hand(document: Mapping[str, Any]) -> str | None:
+    """Return the command of mlx_lm.lora that does the same as a training."""
+    spec = _SPEC.validate_python(document["spec"])
+    if not isinstance(spec, TrainSpec):
+        return None
+    return by_hand(spec, services().settings.public_url or request.url_root.rstrip("/"))
 
 
 def _command(document: Mapping[str, Any]) -> str:
