@@ -4,7 +4,7 @@ Bytes follow from the model's shape, the exact size of its weights and the spec.
 once is counted from what the engines do (worker.engine); how often a tensor of each size is held
 in the worst moment is a coefficient, fitted on measured peaks of ``mx.get_peak_memory`` and held
 to others (``python -m benchmarks.memory``). Pure: learning from measured jobs is
-scheduler.estimates' business.
+scheduler.placing.estimates' business.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from espalier.specs import EvalSpec, ExportSpec, FuseSpec, QuantizeSpec, Spec, T
 from espalier.specs.recipes import LEARNED
 
 #: What a child holds before any weight is read: Python, MLX, transformers. An estimate, which
-#: measured peaks correct (scheduler.estimates).
+#: measured peaks correct (scheduler.placing.estimates).
 RUNTIME = 450 << 20
 #: What an allocator keeps beside the live tensors, as a share of what is not weights; as above.
 SLACK = 0.1

@@ -20,14 +20,15 @@ from espalier import queue
 from espalier.errors import EspalierError, Unauthorized
 from espalier.settings import Settings, settings
 from espalier.states import Kind
-from scheduler import access, fleet
-from scheduler.courier import Courier
+from scheduler import access
+from scheduler.catalog.courier import Courier
+from scheduler.catalog.heads import HeadKeeper
 from scheduler.db import Database, migrate
-from scheduler.dispatch import Dispatcher, Ticket
 from scheduler.ending import Ended, Ending
-from scheduler.heads import HeadKeeper
 from scheduler.housekeeping import Housekeeping
 from scheduler.models import User, Worker
+from scheduler.placing import fleet
+from scheduler.placing.dispatch import Dispatcher, Ticket
 from scheduler.store.base import Driver
 from scheduler.upkeep import commands as upkeep
 from scheduler.wake import Waker

@@ -14,7 +14,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from espalier.settings import Settings
 from espalier.settings import settings as process_settings
 from scheduler.access import SESSION_LIFETIME
-from scheduler.blobs import Blobs
+from scheduler.bytes.blobs import Blobs
 from scheduler.db import Database
 from scheduler.queries.upstream import needed_upstream
 from scheduler.store import open_driver

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import TooMany
 from espalier.settings import Settings
-from scheduler.blobs import Blobs
+from scheduler.bytes.blobs import Blobs
 from scheduler.db import Database
 from scheduler.wake import Waker
 from web.mirror import Mirror, Prefetcher

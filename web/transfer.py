@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import NotFound
 from espalier.specs import Frozen
-from scheduler.blobs import OpenUpload as Opened
+from scheduler.bytes.blobs import OpenUpload as Opened
 from scheduler.models import Upload
 from scheduler.queries import Document
 from web.downloads import send_blob

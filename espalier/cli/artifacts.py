@@ -266,9 +266,7 @@ def pull(
         stdout().print(f"[bold]{version['ref']}[/]  {directory}  {_size(version['files'])}")
 
 
-def download(
-    ref: str, directory: Path, rate: str | None, *, force: bool = False
-) -> dict[str, Any]:
+def download(ref: str, directory: Path, rate: str | None, *, force: bool = False) -> dict[str, Any]:
     """Fetch a version into ``directory``, verified; return its document."""
     wanted = parse_artifact(ref, project=_DEFAULT_PROJECT)
     with connect() as client:

@@ -20,7 +20,7 @@ class WorkerBlob(Base):
 
 
 class XetXorb(Base):
-    """A xorb that a Xet client has uploaded to a project, kept as a blob (scheduler.xet).
+    """A xorb that a Xet client has uploaded to a project, kept as a blob (scheduler.bytes.xet).
 
     Clients refer to it for weeks. Each project has its own: nobody builds files out of chunks of
     a project that they may not see. ``index`` tells where the chunks lie: for each, the offset
@@ -39,9 +39,10 @@ class XetXorb(Base):
 
 
 class ModelConfig(Base):
-    """What memory depends on in a ``config.json``, by the blob's sha256 (scheduler.estimates).
+    """What memory depends on in a ``config.json``, by the blob's sha256.
 
-    Read once from the store, so that placement asks SQL alone. It may outlive the blob.
+    Read once from the store (scheduler.placing.estimates), so that placement asks SQL alone. It may
+    outlive the blob.
     """
 
     __tablename__ = "model_configs"

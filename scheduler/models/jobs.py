@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Job(Base):
-    """What somebody asked for. `state` changes only in scheduler.jobs."""
+    """What somebody asked for. `state` changes only in scheduler.lifecycle.jobs."""
 
     __tablename__ = "jobs"
     __table_args__ = (

@@ -68,7 +68,7 @@ class Artifact(Base):
     kind: Mapped[str] = mapped_column(String(16), index=True)
     latest: Mapped[int] = mapped_column(Integer, default=0)  # number of the newest version
     # Counts changes of versions and aliases; ``head`` is the one that the store's copy tells of
-    # (scheduler.heads).
+    # (scheduler.catalog.heads).
     revision: Mapped[int] = mapped_column(Integer, default=1)
     head: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[datetime]

@@ -9,10 +9,10 @@ from sqlalchemy.orm import Session, aliased, contains_eager
 
 from espalier.errors import NotFound
 from scheduler.access import Actor, visible_projects
+from scheduler.catalog.registry import MAIN
 from scheduler.models import Alias, Artifact, FormerName, Job, Lineage, Project, User, Version
 from scheduler.queries import Document, stamp
 from scheduler.queries.newest import has_main, main_head
-from scheduler.registry import MAIN
 
 #: Artifacts an answer holds at most.
 MAX_ARTIFACTS = 1000

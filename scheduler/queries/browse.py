@@ -10,10 +10,10 @@ from sqlalchemy import ColumnElement, Select, and_, exists, func, select
 from sqlalchemy.orm import Session, aliased, contains_eager
 
 from scheduler.access import Actor, visible_projects
+from scheduler.catalog.registry import MAIN
 from scheduler.models import Alias, Artifact, Project, Version
 from scheduler.queries import Document, stamp
 from scheduler.queries.newest import main_head
-from scheduler.registry import MAIN
 
 #: Artifacts of one page.
 PAGE = 50

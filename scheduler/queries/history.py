@@ -7,9 +7,9 @@ from html import escape
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from scheduler.catalog.registry import MAIN, TAG, head
 from scheduler.models import Alias, Artifact, User, Version
 from scheduler.queries import Document, stamp
-from scheduler.registry import MAIN, TAG, head
 
 
 @dataclass(frozen=True, slots=True)

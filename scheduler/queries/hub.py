@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import InvalidInput, NotFound
 from espalier.states import ArtifactKind
-from scheduler import branches, registry
 from scheduler.access import Actor
-from scheduler.blobrows import LARGE, pointer, pointer_oid
-from scheduler.cards import MAX_READ, read_card
+from scheduler.bytes.blobrows import LARGE, pointer, pointer_oid
+from scheduler.catalog import branches, registry
+from scheduler.contents.cards import MAX_READ, read_card
 from scheduler.models import Artifact, Blob, Version, VersionFile
 from scheduler.queries import Document, stamp
 from scheduler.queries.artifacts import find_artifact

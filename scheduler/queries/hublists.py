@@ -12,10 +12,10 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, joinedload
 
 from espalier.errors import InvalidInput
 from scheduler.access import Actor, visible_projects
+from scheduler.catalog.registry import MAIN
 from scheduler.models import Artifact, Project, Version, VersionFile
 from scheduler.queries import Document
 from scheduler.queries.hub import KINDS, File, Revision, repo_document, tags_of
-from scheduler.registry import MAIN
 
 _SORTS = {"createdAt": Artifact.created_at, "created_at": Artifact.created_at}
 

@@ -2,8 +2,8 @@
 
 from sqlalchemy import Exists, ScalarSelect, exists, func, select
 
+from scheduler.catalog.registry import MAIN
 from scheduler.models import Artifact, Version
-from scheduler.registry import MAIN
 
 
 def main_head() -> ScalarSelect[int]:

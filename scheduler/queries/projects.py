@@ -3,8 +3,8 @@
 from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
-from scheduler import quota
 from scheduler.access import Actor, visible_projects
+from scheduler.catalog import quota
 from scheduler.models import Project, ProjectMember
 from scheduler.queries import Document, stamp
 

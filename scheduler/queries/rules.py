@@ -3,12 +3,12 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from scheduler import aliases, gates, quota, retiring
+from scheduler.bytes.gc import GRACE, Collected
+from scheduler.catalog import aliases, gates, quota, retiring
+from scheduler.catalog.registry import label, path_of
 from scheduler.db import now
-from scheduler.gc import GRACE, Collected
 from scheduler.models import Alias, AliasMove, Artifact, Delivery, Gate, Project, Version, Webhook
 from scheduler.queries import Document, stamp
-from scheduler.registry import label, path_of
 
 
 def history(session: Session, artifact: Artifact, alias: str) -> Document:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from sqlalchemy.orm import Session
 
 from espalier.errors import InvalidInput, NotFound
-from scheduler import registry
-from scheduler.blobs import Blobs
-from scheduler.judging import reader
+from scheduler.bytes.blobs import Blobs
+from scheduler.catalog import registry
+from scheduler.contents.judging import reader
 from scheduler.models import Job
 from scheduler.queries import Document
 

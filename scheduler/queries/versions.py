@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from espalier.refs import COMMIT, ArtifactRef
 from scheduler.access import Actor, visible_projects
+from scheduler.catalog.registry import LATEST, MAIN
 from scheduler.models import (
     Alias,
     AliasMove,
@@ -23,7 +24,6 @@ from scheduler.models import (
 )
 from scheduler.queries import Document, stamp
 from scheduler.queries.artifacts import version_ref
-from scheduler.registry import LATEST, MAIN
 
 #: Versions, moves of aliases, and entries of a folder that one view holds.
 VERSIONS, MOVES, ENTRIES = 50, 30, 200

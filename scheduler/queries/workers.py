@@ -8,8 +8,8 @@ from espalier.settings import Settings
 from espalier.states import ATTEMPT_LIVE
 from scheduler.access import Actor, visible_projects
 from scheduler.db import now
-from scheduler.fleet import worker_state
 from scheduler.models import Attempt, Job, Worker
+from scheduler.placing.fleet import worker_state
 from scheduler.queries import Document, stamp
 
 

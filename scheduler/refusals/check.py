@@ -17,14 +17,14 @@ from espalier.specs import (
     Spec,
     TrainSpec,
 )
-from scheduler import estimates
 from scheduler.access import Actor
-from scheduler.blobs import Blobs
+from scheduler.bytes.blobs import Blobs
 from scheduler.db import Database
+from scheduler.lifecycle.submit import DEFAULT_PROJECT
+from scheduler.placing import estimates
 from scheduler.refusals import making, training
 from scheduler.refusals.facts import Known, Refusal, Refusals
 from scheduler.refusals.looking import Look, Made, Reading, Source, unlearnt
-from scheduler.submit import DEFAULT_PROJECT
 
 Place = tuple[str | int, ...]
 #: What will work and is probably not meant, by spec in the request's order.

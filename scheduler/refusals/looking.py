@@ -19,14 +19,16 @@ from espalier import memory
 from espalier.errors import EspalierError
 from espalier.refs import ArtifactRef, JobRef, StepRef, parse_ref
 from espalier.specs import Spec, TrainSpec, plain_role
-from scheduler import access, previews, registry
+from scheduler import access
 from scheduler.access import Actor
-from scheduler.blobs import Blobs
-from scheduler.estimates import MAX_CONFIG
+from scheduler.bytes.blobs import Blobs
+from scheduler.catalog import registry
+from scheduler.contents import previews
+from scheduler.lifecycle.roles import role_kind, spec_of
+from scheduler.lifecycle.submit import find_job
 from scheduler.models import Lineage, ModelConfig, Version
+from scheduler.placing.estimates import MAX_CONFIG
 from scheduler.refusals.facts import Adapter, Data, Known, Model, adapter_of
-from scheduler.roles import role_kind, spec_of
-from scheduler.submit import find_job
 
 #: Bytes of a tokenizer.json that are read; the largest seen has 33 MB.
 MAX_TOKENIZER = 64 << 20
@@ -241,7 +243,7 @@ class Reading:
 
 
 def _data(source: Stored) -> Data | None:
-    """What was found out about a data set when it was published (scheduler.datasets)."""
+    """What was found out about a data set when it was published (scheduler.contents.datasets)."""
     report = source.meta.get("dataset")
     if not isinstance(report, Mapping):
         return None

@@ -4,8 +4,8 @@ from espalier import exporting
 from espalier.errors import InvalidInput
 from espalier.specs import EvalSpec, ExportSpec, FuseSpec, QuantizeSpec
 from espalier.specs.recipes import AWQ_TYPES
+from scheduler.lifecycle.roles import field_of
 from scheduler.refusals.facts import Adapter, Known, Model, Refusal, Refusals
-from scheduler.roles import field_of
 
 
 def eval_refusals(spec: EvalSpec, known: Known) -> Refusals:

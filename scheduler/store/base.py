@@ -2,9 +2,9 @@
 
 Four kinds of keys exist: ``blobs/sha256/ab/<sha256>``, written once and never changed;
 ``staging/<upload id>``, where an upload waits for its verification; ``registry/<project>/<name>``,
-what a database can be made anew of (scheduler.heads); and ``quarantine/<sha256>``, bytes that are
-not what their name said (scheduler.upkeep.fsck). Digests, sizes and owners live in SQL; a driver is
-trusted with bytes only.
+what a database can be made anew of (scheduler.catalog.heads); and ``quarantine/<sha256>``, bytes
+that are not what their name said (scheduler.upkeep.fsck). Digests, sizes and owners live in SQL; a
+driver is trusted with bytes only.
 """
 
 import errno

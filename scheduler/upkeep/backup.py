@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import espalier
 from espalier.errors import Conflict, InvalidInput, NotFound
 from espalier.ids import new_id
-from scheduler import gc
+from scheduler.bytes import gc
 from scheduler.db import Database, now
 from scheduler.models import Blob
 from scheduler.store.base import Driver, blob_key

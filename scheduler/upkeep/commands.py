@@ -57,8 +57,9 @@ def collect_garbage(config: Settings, dry_run: bool) -> dict[str, Any]:
     ``expired`` are the versions that their project's age limit takes: deleted now, collected after
     the grace.
     """
-    from scheduler import gc, ttl, webhooks
-    from scheduler.blobs import Blobs
+    from scheduler.bytes import gc
+    from scheduler.bytes.blobs import Blobs
+    from scheduler.catalog import ttl, webhooks
     from scheduler.store import open_driver
 
     with _opened(config) as database:

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import NotFound
 from espalier.states import JOB_OPEN
-from scheduler import heads
-from scheduler.blobrows import LARGE, digests, mark_damaged
+from scheduler.bytes.blobrows import LARGE, digests, mark_damaged
+from scheduler.catalog import heads
 from scheduler.db import Database
 from scheduler.models import (
     Artifact,

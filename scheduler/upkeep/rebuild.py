@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy import func, select
 
 from espalier.errors import Conflict, NotFound
-from scheduler import heads, manifests
 from scheduler.access import SYSTEM, audit
-from scheduler.blobrows import Digests, digests
+from scheduler.bytes.blobrows import Digests, digests
+from scheduler.catalog import heads, manifests
 from scheduler.db import Database
 from scheduler.models import Artifact, Blob
 from scheduler.store.base import BLOBS, Driver, blob_key

@@ -8,7 +8,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from espalier.ids import new_id
-from scheduler.blobrows import Digests
+from scheduler.bytes.blobrows import Digests
+from scheduler.catalog.registry import MAIN
 from scheduler.db import now
 from scheduler.models import (
     Alias,
@@ -22,7 +23,6 @@ from scheduler.models import (
     Version,
     VersionFile,
 )
-from scheduler.registry import MAIN
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Line:
 
     @classmethod
     def of(cls, head: dict[str, Any]) -> "Line":
-        """Return what a head says (scheduler.heads.read_all), without its versions."""
+        """Return what a head says (scheduler.catalog.heads.read_all), without its versions."""
         return cls(
             head["project"],
             head["name"],

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session, selectinload
 from espalier.errors import NotFound
 from espalier.messages import FileEntry
 from espalier.states import JOB_OPEN, ArtifactKind
-from scheduler import manifests, registry
+from scheduler.catalog import manifests, registry
+from scheduler.catalog.manifests import History
 from scheduler.db import Database
-from scheduler.manifests import History
 from scheduler.models import (
     Alias,
     Artifact,

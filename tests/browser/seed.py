@@ -18,8 +18,10 @@ from espalier.messages import (
     TableEvent,
 )
 from espalier.states import ArtifactKind, Reason
-from scheduler import access, aliases, gates, jobs, registry, requests
+from scheduler import access
+from scheduler.catalog import aliases, gates, registry
 from scheduler.db import now
+from scheduler.lifecycle import jobs, requests
 from scheduler.models import Attempt, Job, Worker
 from tests.browser import things
 from tests.browser.stage import GIB, Stage

@@ -35,13 +35,15 @@ from espalier.settings import Settings
 from espalier.specs import JobRequest, PipelineRequest, parse
 from espalier.states import ArtifactKind, Reason
 from espalier.textsql import write_dataset
-from scheduler import assignments, fleet, ingest, jobs, registry, submit
 from scheduler.access import Actor
-from scheduler.blobs import Blobs
+from scheduler.bytes.blobs import Blobs
+from scheduler.catalog import registry
 from scheduler.db import Database, now
+from scheduler.lifecycle import assignments, ingest, jobs, submit
 from scheduler.models import Attempt, Job, Metric, Project, Worker
 from scheduler.models import Event as EventRow
-from scheduler.placement import Placement
+from scheduler.placing import fleet
+from scheduler.placing.placement import Placement
 from tests.browser import things
 from web.pages.upload import DataFiles, publish_files
 

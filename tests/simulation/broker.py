@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from espalier.errors import Unavailable
-from scheduler.dispatch import Ticket
+from scheduler.placing.dispatch import Ticket
 from tests.simulation.world import World
 
 

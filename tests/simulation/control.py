@@ -20,9 +20,12 @@ from espalier.messages import (
     Welcome,
 )
 from espalier.states import JobState
-from scheduler import assignments, fleet, gc, ingest, leader
-from scheduler.blobs import Blobs
+from scheduler import leader
+from scheduler.bytes import gc
+from scheduler.bytes.blobs import Blobs
+from scheduler.lifecycle import assignments, ingest
 from scheduler.models import Job, Worker
+from scheduler.placing import fleet
 from tests.simulation.databases import Bench
 from tests.simulation.ledger import Call, Ledger
 from tests.simulation.store import AtOnce, MemoryStore

@@ -12,9 +12,10 @@ from sqlalchemy import Table, text
 from espalier.messages import FileEntry
 from espalier.settings import Settings, settings
 from espalier.states import ArtifactKind
-from scheduler import access, registry
+from scheduler import access
 from scheduler.access import Actor, actor_for
-from scheduler.blobs import Blobs
+from scheduler.bytes.blobs import Blobs
+from scheduler.catalog import registry
 from scheduler.db import Database, migrate
 from scheduler.models import User
 from scheduler.models.base import Base

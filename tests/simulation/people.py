@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 
 from espalier.specs import JobRequest, PipelineRequest
 from espalier.states import JOB_ENDED, JobState, Reason
-from scheduler import fleet, requests, submit
+from scheduler.lifecycle import requests, submit
 from scheduler.models import Job, Worker
+from scheduler.placing import fleet
 from tests.simulation.control import Control
 from tests.simulation.ledger import Facts
 from tests.simulation.machine import Machine

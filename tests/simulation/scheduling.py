@@ -2,7 +2,7 @@
 
 from sqlalchemy.exc import OperationalError
 
-from scheduler.dispatch import Dispatcher, Ticket
+from scheduler.placing.dispatch import Dispatcher, Ticket
 from tests.simulation.broker import Broker
 from tests.simulation.control import Control
 from tests.simulation.world import World

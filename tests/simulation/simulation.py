@@ -14,8 +14,8 @@ from sqlalchemy import update
 
 from espalier import ids
 from espalier.settings import settings
-from scheduler import fleet
 from scheduler.models import Project
+from scheduler.placing import fleet
 from tests.simulation.broker import Broker
 from tests.simulation.control import Control
 from tests.simulation.databases import Bench

@@ -10,9 +10,11 @@ from sqlalchemy import text, true, update
 from sqlalchemy.orm import Session
 
 from espalier.messages import Report
-from scheduler import demand, dispatch, gc, ingest, jobs
+from scheduler.bytes import gc
+from scheduler.lifecycle import ingest, jobs
 from scheduler.models import Attempt, Job, Worker
-from scheduler.placement import Candidate
+from scheduler.placing import demand, dispatch
+from scheduler.placing.placement import Candidate
 from tests.simulation.databases import Bench
 from tests.simulation.ledger import Ledger
 from tests.simulation.simulation import simulate

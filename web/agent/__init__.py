@@ -18,8 +18,10 @@ from espalier.messages import (
     Report,
     Welcome,
 )
-from scheduler import access, assignments, fleet, ingest
+from scheduler import access
+from scheduler.lifecycle import assignments, ingest
 from scheduler.models import Attempt, Worker
+from scheduler.placing import fleet
 from scheduler.queries import Document
 from scheduler.queries.blobs import size_for_worker
 from web import auth

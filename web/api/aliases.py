@@ -1,6 +1,6 @@
 """``/api/v1``: aliases, where they have been, and what they ask of a version."""
 
-from scheduler import aliases, gates, registry
+from scheduler.catalog import aliases, gates, registry
 from scheduler.queries import Document, rules
 from scheduler.queries import artifacts as queries
 from web.api.artifacts import find_version

@@ -5,9 +5,9 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import NotFound
 from espalier.refs import ArtifactRef, check_name, check_path
-from scheduler import publishing, registry
+from scheduler.catalog import publishing, registry
+from scheduler.catalog.publishing import Publication
 from scheduler.models import Version
-from scheduler.publishing import Publication
 from scheduler.queries import Document
 from scheduler.queries import artifacts as queries
 from web.api.asked import ArtifactsQuery, PublishRequest

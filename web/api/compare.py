@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from espalier.refs import parse_artifact
 from espalier.specs import Frozen
-from scheduler.compare import Comparison, compare
+from scheduler.contents.compare import Comparison, compare
 from scheduler.models import Version
 from scheduler.queries import Document
 from web.api.artifacts import find_version

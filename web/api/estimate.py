@@ -8,7 +8,7 @@ from pydantic import Field
 
 from espalier.errors import InvalidInput
 from espalier.specs import Frozen, JobRequest, parse
-from scheduler.explain import Explanation, explain_job, explain_request
+from scheduler.placing.explain import Explanation, explain_job, explain_request
 from scheduler.queries import Document
 from web.api.models import Answer
 from web.auth import actor

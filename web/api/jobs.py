@@ -1,8 +1,8 @@
 """``/api/v1``: jobs and pipelines."""
 
 from espalier.specs import JobRequest, PipelineRequest
-from scheduler import requests as changes
-from scheduler import submit
+from scheduler.lifecycle import requests as changes
+from scheduler.lifecycle import submit
 from scheduler.queries import Document
 from scheduler.queries import jobs as queries
 from scheduler.refusals.check import check

@@ -1,7 +1,8 @@
 """``/api/v1``: projects."""
 
 from espalier.errors import InvalidInput
-from scheduler import access, projects, quota
+from scheduler import access
+from scheduler.catalog import projects, quota
 from scheduler.queries import Document
 from scheduler.queries.projects import list_projects
 from web.api.asked import ProjectRequest, RoomRequest

@@ -5,7 +5,9 @@ from sqlalchemy.orm import Session
 
 from espalier.errors import NotFound
 from espalier.refs import ArtifactRef
-from scheduler import access, gc, registry, retiring
+from scheduler import access
+from scheduler.bytes import gc
+from scheduler.catalog import registry, retiring
 from scheduler.models import Version
 from scheduler.queries import Document, rules
 from scheduler.queries import artifacts as queries

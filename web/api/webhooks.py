@@ -3,7 +3,8 @@
 from sqlalchemy.orm import Session
 
 from espalier.errors import NotFound
-from scheduler import access, webhooks
+from scheduler import access
+from scheduler.catalog import webhooks
 from scheduler.models import Project, Webhook
 from scheduler.queries import Document, rules
 from web.api.asked import DeliveriesQuery, WebhookRequest

@@ -1,8 +1,9 @@
 """``/api/v1``: who is asking, and the workers."""
 
-from scheduler import access, fleet
+from scheduler import access
 from scheduler.db import now
 from scheduler.models import User
+from scheduler.placing import fleet
 from scheduler.queries import Document, stamp
 from scheduler.queries import workers as queries
 from web.api.asked import DrainRequest

@@ -19,9 +19,9 @@ from espalier.errors import InvalidInput, TooLarge
 from espalier.messages import FileEntry
 from espalier.refs import check_path
 from espalier.vetting import is_vetted, vet_file, vet_names
-from scheduler import commits
-from scheduler.blobrows import Digests, digests
-from scheduler.commits import Commit
+from scheduler.bytes.blobrows import Digests, digests
+from scheduler.catalog import commits
+from scheduler.catalog.commits import Commit
 from scheduler.models import Blob, Version
 from scheduler.queries import hub
 from web.auth import actor

@@ -4,10 +4,11 @@ from flask import Blueprint, Response, jsonify, request
 
 from espalier.errors import InvalidInput
 from espalier.states import ArtifactKind
-from scheduler import access, repositories, retiring
-from scheduler.cards import front_matter, read_card
+from scheduler import access
+from scheduler.catalog import repositories, retiring
+from scheduler.catalog.repositories import Exists
+from scheduler.contents.cards import front_matter, read_card
 from scheduler.queries import hub
-from scheduler.repositories import Exists
 from web.auth import actor
 from web.hub.bodies import json_body, text
 from web.hub.errors import answer

@@ -3,8 +3,8 @@
 from flask import Response, jsonify
 
 from espalier.errors import EspalierError, NotFound, Unauthorized
-from scheduler.branches import NoBranch
-from scheduler.commits import NoSuchFile
+from scheduler.catalog.branches import NoBranch
+from scheduler.catalog.commits import NoSuchFile
 from scheduler.queries.hub import NoEntry, NoRevision
 from web.mirror.upstream import UpstreamRefusal
 

@@ -2,7 +2,7 @@
 
 Where a client puts bytes to is a signed address: clients send no token there. It names one upload
 of one person and works for a while; the upload behind it is the one that the native protocol
-continues, too (scheduler.blobs), whichever process began it.
+continues, too (scheduler.bytes.blobs), whichever process began it.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 from sqlalchemy import select
 
 from espalier.errors import EspalierError, Forbidden, InvalidInput, NotFound
-from scheduler import quota
-from scheduler.blobs import OpenUpload
+from scheduler.bytes.blobs import OpenUpload
+from scheduler.catalog import quota
 from scheduler.models import Blob, Upload, UploadPart, User
 from scheduler.queries import Document, hub
 from scheduler.queries.blobs import held_by_person

@@ -5,9 +5,9 @@ from typing import Any
 from flask import Blueprint, Response, jsonify
 
 from espalier.errors import InvalidInput
-from scheduler import branches
+from scheduler.catalog import branches
+from scheduler.catalog.registry import BRANCH, MAIN, TAG
 from scheduler.queries import hub
-from scheduler.registry import BRANCH, MAIN, TAG
 from web.auth import actor
 from web.hub.bodies import json_body, text
 from web.services import services

@@ -8,8 +8,8 @@ from flask import Blueprint, Response, jsonify, request
 
 from espalier.errors import InvalidInput
 from scheduler.access import projects_of
-from scheduler.blobs import Blobs
-from scheduler.cards import MAX_READ
+from scheduler.bytes.blobs import Blobs
+from scheduler.contents.cards import MAX_READ
 from scheduler.queries import Document, history, hub, hublists, hubtree
 from scheduler.queries.hublists import Wanted
 from web.auth import actor

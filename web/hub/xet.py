@@ -2,7 +2,8 @@
 
 They fetch a short-lived token for a repository and speak to a content-addressed store with it:
 chunks they have not sent before come in xorbs, then a shard tells how the files are made of them
-(scheduler.xet). Downloads are plain HTTP: nothing here tells a client that it could have chunks.
+(scheduler.bytes.xet). Downloads are plain HTTP: nothing here tells a client that it could have
+chunks.
 """
 
 import re
@@ -15,12 +16,13 @@ from itsdangerous import BadSignature, URLSafeTimedSerializer
 from sqlalchemy.orm import Session
 
 from espalier.errors import EspalierError, InvalidInput, NotFound, Unauthorized
-from scheduler import access, xet
+from scheduler import access
 from scheduler.access import Actor
+from scheduler.bytes import xet
+from scheduler.bytes.xetformat import MAX_SHARD, MAX_XORB, read_shard
 from scheduler.db import now
 from scheduler.models import Token
 from scheduler.queries import hub
-from scheduler.xetformat import MAX_SHARD, MAX_XORB, read_shard
 from web import auth
 from web.hub.errors import answer
 from web.services import services

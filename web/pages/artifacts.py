@@ -11,8 +11,8 @@ from werkzeug.wrappers import Response as AnyResponse
 from espalier.errors import EspalierError, NotFound
 from espalier.refs import ArtifactRef
 from espalier.states import ArtifactKind
-from scheduler import aliases, gates, lineage, registry
 from scheduler.access import projects_of
+from scheduler.catalog import aliases, gates, lineage, registry
 from scheduler.models import Artifact, Version
 from scheduler.queries import Document, browse, versions
 from scheduler.queries.artifacts import find_artifact

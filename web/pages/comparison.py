@@ -3,7 +3,7 @@
 from flask import render_template, request
 
 from espalier.errors import EspalierError
-from scheduler.compare import Comparison
+from scheduler.contents.compare import Comparison
 from scheduler.queries import versions
 from scheduler.queries.artifacts import find_artifact
 from web.api.compare import compared

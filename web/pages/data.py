@@ -15,9 +15,10 @@ from espalier.errors import Conflict, EspalierError, InvalidInput, NotFound
 from espalier.refs import parse_artifact
 from espalier.splits import SPLITS
 from espalier.states import ArtifactKind
-from scheduler import datasets, registry
-from scheduler.blobs import Blobs
-from scheduler.judging import reader
+from scheduler.bytes.blobs import Blobs
+from scheduler.catalog import registry
+from scheduler.contents import datasets
+from scheduler.contents.judging import reader
 from scheduler.models import Version
 from scheduler.queries import Document, browse
 from scheduler.queries.artifacts import find_artifact

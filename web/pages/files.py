@@ -12,8 +12,9 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from espalier.errors import NotFound
 from espalier.refs import ArtifactRef, check_path
-from scheduler import previews, registry
-from scheduler.previews import Odd, Read
+from scheduler.catalog import registry
+from scheduler.contents import previews
+from scheduler.contents.previews import Odd, Read
 from scheduler.queries import Document, versions
 from web.auth import actor
 from web.pages import cards

@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from espalier.errors import EspalierError, InvalidInput
 from espalier.refs import check_name
 from espalier.states import ArtifactKind
-from scheduler import gates, projects
+from scheduler.catalog import gates, projects
 from scheduler.queries import browse
 from scheduler.queries.artifacts import find_artifact
 from web.auth import actor

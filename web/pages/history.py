@@ -11,7 +11,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from espalier.errors import EspalierError, NotFound
 from espalier.refs import ArtifactRef
-from scheduler import aliases, registry, retiring
+from scheduler.catalog import aliases, registry, retiring
 from scheduler.models import Artifact, Version
 from scheduler.queries import versions
 from scheduler.queries.artifacts import find_artifact

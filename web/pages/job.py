@@ -13,7 +13,7 @@ from espalier.commandline import command
 from espalier.mlxlm import by_hand
 from espalier.specs import Spec, TrainSpec
 from espalier.states import JOB_ENDED, JobState
-from scheduler import requests as actions
+from scheduler.lifecycle import requests as actions
 from scheduler.models import Job
 from scheduler.queries import Document
 from scheduler.queries import jobs as queries

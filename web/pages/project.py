@@ -9,10 +9,11 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from espalier.errors import EspalierError, InvalidInput
 from espalier.specs.sizes import parse_size
-from scheduler import access, projects, webhooks
-from scheduler.gc import GRACE
+from scheduler import access
+from scheduler.bytes.gc import GRACE
+from scheduler.catalog import projects, webhooks
+from scheduler.catalog.projects import MAX_TTL, MIN_TTL
 from scheduler.models import Project, Webhook
-from scheduler.projects import MAX_TTL, MIN_TTL
 from scheduler.queries import rules
 from scheduler.queries.projects import list_projects
 from web.auth import actor

@@ -5,7 +5,8 @@ from typing import Any
 from flask import redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from scheduler import access, projects
+from scheduler import access
+from scheduler.catalog import projects
 from scheduler.models import User
 from scheduler.queries.projects import list_projects
 from web.auth import actor

@@ -7,7 +7,8 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from espalier.errors import Conflict, EspalierError
 from espalier.figures import size
-from scheduler import access, gc
+from scheduler import access
+from scheduler.bytes import gc
 from scheduler.queries import Document
 from scheduler.queries import storage as queries
 from web.api.mirror import overview

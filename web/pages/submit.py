@@ -8,8 +8,8 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from espalier.errors import EspalierError, InvalidInput, NotFound
 from espalier.specs import JobRequest, PipelineRequest
-from scheduler import submit as actions
 from scheduler.access import projects_of
+from scheduler.lifecycle import submit as actions
 from scheduler.models import Job
 from scheduler.queries import jobs as queries
 from scheduler.queries.artifacts import list_artifacts

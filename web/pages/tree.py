@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from scheduler.lineage import Family, Maker
+from scheduler.catalog.lineage import Family, Maker
+from scheduler.catalog.registry import label
 from scheduler.models import Version
-from scheduler.registry import label
 
 #: Boxes of one tier that are drawn; the list has them all.
 MOST = 5

@@ -16,11 +16,11 @@ from espalier.errors import EspalierError, InvalidInput
 from espalier.messages import FileEntry
 from espalier.refs import parse_artifact
 from espalier.states import ArtifactKind
-from scheduler import datasets
 from scheduler.access import Actor
-from scheduler.blobs import Blobs
+from scheduler.bytes.blobs import Blobs
+from scheduler.catalog.publishing import Publication, publish
+from scheduler.contents import datasets
 from scheduler.db import Database
-from scheduler.publishing import Publication, publish
 
 #: Bytes a form takes; the CLI takes larger sets, and resumes them.
 MOST = 512 << 20

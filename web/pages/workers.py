@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from flask import Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from scheduler import access, fleet
+from scheduler import access
 from scheduler.access import Actor
 from scheduler.models import User
+from scheduler.placing import fleet
 from scheduler.queries import Document
 from scheduler.queries.pages import Pulse, jobs_on
 from scheduler.queries.workers import find_worker, list_workers

@@ -26,12 +26,15 @@ from espalier.messages import (
 from espalier.settings import Settings, settings
 from espalier.specs import JobRequest, parse
 from espalier.states import ArtifactKind, Reason
-from scheduler import access, assignments, fleet, ingest, jobs, registry, requests, submit
+from scheduler import access
 from scheduler.access import Actor, actor_for
-from scheduler.blobs import Blobs
+from scheduler.bytes.blobs import Blobs
+from scheduler.catalog import registry
 from scheduler.db import Database, now
-from scheduler.dispatch import Dispatcher, Ticket
+from scheduler.lifecycle import assignments, ingest, jobs, requests, submit
 from scheduler.models import Attempt, Job, Project, Version, Worker
+from scheduler.placing import fleet
+from scheduler.placing.dispatch import Dispatcher, Ticket
 from scheduler.store import open_driver
 
 MACHINE = Machine(

@@ -7,9 +7,9 @@ from sqlalchemy import select
 from espalier.messages import OutputManifest
 from espalier.refs import ArtifactRef
 from espalier.states import ArtifactKind
-from scheduler import aliases, gates, registry
-from scheduler.dispatch import Ticket
+from scheduler.catalog import aliases, gates, registry
 from scheduler.models import Event, Lineage, Version
+from scheduler.placing.dispatch import Ticket
 from tests.integration.scheduler.stack import Stack
 
 SWEEP = {"kind": "eval", "model": "team/base", "data": "team/wikisql", "sweep": True}

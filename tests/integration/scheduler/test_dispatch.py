@@ -10,8 +10,8 @@ from espalier.errors import Unavailable
 from espalier.states import AttemptState, JobState, Reason
 from scheduler import leader
 from scheduler.db import Database
-from scheduler.dispatch import FOLLOW_SECONDS, Dispatcher, Ticket
 from scheduler.models import Attempt, Job, Worker
+from scheduler.placing.dispatch import FOLLOW_SECONDS, Dispatcher, Ticket
 from tests.integration.scheduler.stack import Stack
 from tests.integration.scheduler.test_leader import Clock
 
@@ -93,7 +93,7 @@ def test_another_scheduler_leads_when_the_first_is_gone(timed: Stack, clock: Clo
 def test_many_jobs_are_placed_in_several_ticks_that_follow_at_once(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scheduler.dispatch.BATCH", 3)
+    monkeypatch.setattr("scheduler.placing.dispatch.BATCH", 3)
     stack.worker(slots=7)
     submitted = [stack.submit() for _ in range(8)]
     assert [stack.dispatcher.tick() for _ in range(2)] == [0.0, 0.0]

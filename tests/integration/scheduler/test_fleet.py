@@ -23,11 +23,12 @@ from espalier.messages import (
 )
 from espalier.settings import Settings
 from espalier.states import ArtifactKind, AttemptState, JobState, Reason
-from scheduler import fleet, ingest
 from scheduler.db import now
-from scheduler.dispatch import Ticket
+from scheduler.lifecycle import ingest
 from scheduler.models import Attempt, Event, Job, Metric, Worker
 from scheduler.models import LogChunk as LogRow
+from scheduler.placing import fleet
+from scheduler.placing.dispatch import Ticket
 from tests.integration.scheduler.stack import MACHINE, Stack
 
 CONFIG = Settings(broker_url="redis://unused")

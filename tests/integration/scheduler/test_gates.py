@@ -15,8 +15,9 @@ from espalier.errors import Conflict, Forbidden, GateRefused, InvalidInput
 from espalier.messages import MetricsEvent, ProofEvent
 from espalier.refs import ArtifactRef
 from espalier.states import ArtifactKind
-from scheduler import access, aliases, gates, registry
+from scheduler import access
 from scheduler.access import Actor, actor_for
+from scheduler.catalog import aliases, gates, registry
 from scheduler.db import Database
 from scheduler.models import Alias, Artifact, Audit, Gate, Version
 from tests.integration.scheduler.stack import Stack

@@ -11,10 +11,11 @@ from espalier import tickets
 from espalier.messages import CheckpointPublished, Heartbeat, Hello
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import fleet, holdings, ingest
 from scheduler.db import now
+from scheduler.lifecycle import ingest
 from scheduler.models import Event, VersionFile, Worker, WorkerBlob
-from scheduler.placement import STEP
+from scheduler.placing import fleet, holdings
+from scheduler.placing.placement import STEP
 from tests.integration.scheduler.stack import MACHINE, Stack
 
 CONFIG = Settings(broker_url="redis://unused")
@@ -102,7 +103,7 @@ def test_of_too_many_the_largest_are_kept(stack: Stack, monkeypatch: pytest.Monk
 @pytest.fixture
 def big(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Stack:
     """Every byte counts: the inputs of these tests are small."""
-    monkeypatch.setattr("scheduler.placement.STEP", 1)
+    monkeypatch.setattr("scheduler.placing.placement.STEP", 1)
     return stack
 
 

@@ -6,7 +6,7 @@ from espalier.errors import InvalidInput, LeaseLost, NotFound
 from espalier.messages import CheckpointPublished, FileEntry, MetricsEvent
 from espalier.specs import TrainSpec
 from espalier.states import MACHINE_FAULTS, ArtifactKind, JobState, Reason
-from scheduler import ingest, jobs
+from scheduler.lifecycle import ingest, jobs
 from scheduler.models import Event, Job, Metric
 from tests.integration.scheduler.stack import Stack
 

@@ -7,10 +7,10 @@ import pytest
 from espalier.messages import CheckpointPublished, Failure, PhaseEvent
 from espalier.specs import JobRequest, parse
 from espalier.states import Reason
-from scheduler import ingest, submit
 from scheduler.db import now
-from scheduler.dispatch import Ticket
+from scheduler.lifecycle import ingest, submit
 from scheduler.models import Event, Worker
+from scheduler.placing.dispatch import Ticket
 from tests.integration.scheduler.stack import Stack
 
 GIB = 1 << 30

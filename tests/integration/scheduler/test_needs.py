@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import select, update
 
 from espalier.states import ArtifactKind
-from scheduler import estimates, needs
 from scheduler.db import now
 from scheduler.models import Event, Job, ModelConfig, Worker
+from scheduler.placing import estimates, needs
 from tests.integration.scheduler.stack import TRAIN, Stack
 
 GIB = 1 << 30

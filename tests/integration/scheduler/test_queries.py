@@ -10,9 +10,10 @@ from sqlalchemy import event, func, select
 from espalier.errors import NotFound
 from espalier.messages import LogChunk, MetricsEvent, OutputManifest
 from espalier.states import ArtifactKind, Reason
-from scheduler import access, jobs, requests
+from scheduler import access
 from scheduler.access import Actor, actor_for
 from scheduler.db import Database
+from scheduler.lifecycle import jobs, requests
 from scheduler.models import Attempt, Event, Job, Version
 from scheduler.queries import artifacts, stamp
 from scheduler.queries import jobs as queries

@@ -9,8 +9,9 @@ from espalier.errors import QuotaExceeded
 from espalier.refs import parse_artifact
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import access, quota, registry, retiring
+from scheduler import access
 from scheduler.access import SYSTEM
+from scheduler.catalog import quota, registry, retiring
 from scheduler.db import Database
 from scheduler.models import Artifact, Project, Version
 from tests.integration.store.shop import Shop

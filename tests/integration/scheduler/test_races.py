@@ -17,11 +17,12 @@ from espalier.messages import Claim, Hello, Report
 from espalier.settings import Settings
 from espalier.specs import JobRequest, parse
 from espalier.states import ATTEMPT_LIVE, AttemptState, JobState, Reason
-from scheduler import assignments, fleet, ingest, jobs, requests, submit
 from scheduler.db import now
-from scheduler.dispatch import Ticket
+from scheduler.lifecycle import assignments, ingest, jobs, requests, submit
 from scheduler.models import Attempt, Event, Job, Worker
-from scheduler.placement import Placement
+from scheduler.placing import fleet
+from scheduler.placing.dispatch import Ticket
+from scheduler.placing.placement import Placement
 from tests.integration.scheduler.stack import MACHINE, Stack
 
 Step = Callable[[Session], object]

@@ -15,9 +15,9 @@ from espalier.messages import FileEntry
 from espalier.refs import parse_artifact
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import aliases, lineage, registry, retiring
 from scheduler.access import SYSTEM
-from scheduler.blobs import Blobs
+from scheduler.bytes.blobs import Blobs
+from scheduler.catalog import aliases, lineage, registry, retiring
 from scheduler.db import Database, now
 from scheduler.models import Artifact, Audit, Job, Project, Version, VersionFile
 from scheduler.store import open_driver

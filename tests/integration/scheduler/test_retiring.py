@@ -10,8 +10,9 @@ from sqlalchemy import select
 from espalier.errors import Conflict, Forbidden, NotFound
 from espalier.refs import parse_artifact
 from espalier.states import ArtifactKind
-from scheduler import access, aliases, gates, registry, retiring, ttl
+from scheduler import access
 from scheduler.access import SYSTEM, actor_for
+from scheduler.catalog import aliases, gates, registry, retiring, ttl
 from scheduler.db import Database
 from scheduler.models import Alias, Artifact, Audit, Project, Version
 from tests.integration.scheduler.stack import Stack

@@ -42,10 +42,11 @@ from espalier.messages import (
 )
 from espalier.specs import JobRequest, PipelineRequest
 from espalier.states import JOB_ENDED, ArtifactKind, JobState, Reason
-from scheduler import fleet, jobs, requests, submit
-from scheduler.blobs import digests
-from scheduler.dispatch import Dispatcher, Ticket
+from scheduler.bytes.blobs import digests
+from scheduler.lifecycle import jobs, requests, submit
 from scheduler.models import Attempt, Job, Worker
+from scheduler.placing import fleet
+from scheduler.placing.dispatch import Dispatcher, Ticket
 from tests.simulation.control import Control
 from tests.simulation.databases import Bench
 from tests.simulation.ledger import Call, Facts, value

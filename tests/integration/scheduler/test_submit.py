@@ -5,7 +5,7 @@ import pytest
 from espalier.errors import InvalidInput, NotFound
 from espalier.specs import PipelineRequest, parse
 from espalier.states import JobState, Reason
-from scheduler import submit
+from scheduler.lifecycle import submit
 from scheduler.models import Job
 from tests.integration.scheduler.stack import TRAIN, Stack
 

@@ -17,9 +17,10 @@ from sqlalchemy import select
 from espalier.errors import Conflict, Forbidden, InvalidInput
 from espalier.refs import parse_artifact
 from espalier.states import ArtifactKind
-from scheduler import access, addresses, aliases, courier, registry, retiring, webhooks
+from scheduler import access
 from scheduler.access import SYSTEM, actor_for
-from scheduler.courier import LIMIT, PAUSES, Courier, signature
+from scheduler.catalog import addresses, aliases, courier, registry, retiring, webhooks
+from scheduler.catalog.courier import LIMIT, PAUSES, Courier, signature
 from scheduler.db import Database
 from scheduler.models import Audit, Delivery, Webhook
 from tests.integration.scheduler.stack import Stack

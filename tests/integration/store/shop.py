@@ -13,13 +13,15 @@ from espalier.messages import CheckpointPublished, FileEntry, Finish, OutputMani
 from espalier.refs import parse_artifact
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import access, aliases, assignments, ingest, publishing, registry
+from scheduler import access
 from scheduler.access import SYSTEM, actor_for
-from scheduler.blobs import Blobs
+from scheduler.bytes.blobs import Blobs
+from scheduler.catalog import aliases, publishing, registry
+from scheduler.catalog.publishing import Publication
 from scheduler.db import Database
-from scheduler.dispatch import Ticket
+from scheduler.lifecycle import assignments, ingest
 from scheduler.models import Artifact, Blob, Lineage, Version
-from scheduler.publishing import Publication
+from scheduler.placing.dispatch import Ticket
 from scheduler.store import open_driver
 from tests.integration.scheduler.stack import Stack
 from tests.integration.store.servers import moto_s3, rclone_s3

@@ -10,8 +10,8 @@ import pytest
 
 from espalier.errors import InvalidInput
 from espalier.settings import Settings
-from scheduler.arriving import Arriving
-from scheduler.blobs import Blobs
+from scheduler.bytes.arriving import Arriving
+from scheduler.bytes.blobs import Blobs
 from scheduler.db import Database
 from scheduler.store.base import CHUNK, Part, staging_key
 from scheduler.store.directory import Directory

@@ -12,8 +12,10 @@ from sqlalchemy import func, select, update
 from espalier.errors import Conflict, InvalidInput, NotFound
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import access, gc, heads
+from scheduler import access
 from scheduler.access import first_broken_audit
+from scheduler.bytes import gc
+from scheduler.catalog import heads
 from scheduler.db import Database, now
 from scheduler.models import (
     Artifact,

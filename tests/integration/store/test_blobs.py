@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from espalier.errors import InvalidInput, NotFound, TooLarge
 from espalier.settings import Settings
-from scheduler.blobs import Blobs
+from scheduler.bytes.blobs import Blobs
 from scheduler.db import Database
 from scheduler.models import Blob, Upload, UploadPart
 from scheduler.store import open_driver

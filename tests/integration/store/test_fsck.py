@@ -11,11 +11,12 @@ from espalier.errors import Conflict, InvalidInput
 from espalier.messages import FileEntry
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import aliases, gc, heads, publishing, registry, retiring
 from scheduler.access import SYSTEM
+from scheduler.bytes import gc
+from scheduler.catalog import aliases, heads, publishing, registry, retiring
+from scheduler.catalog.publishing import Publication
 from scheduler.db import Database, migrate
 from scheduler.models import Artifact, Blob, Checkpoint, Job, Version, VersionFile
-from scheduler.publishing import Publication
 from scheduler.store.base import BLOBS, QUARANTINE, REGISTRY, blob_key
 from scheduler.store.directory import Directory
 from scheduler.upkeep import fsck, rebuild

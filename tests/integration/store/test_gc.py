@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 from espalier.messages import FileEntry
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import aliases, gc, registry, retiring
 from scheduler.access import SYSTEM
-from scheduler.blobs import Blobs
+from scheduler.bytes import gc
+from scheduler.bytes.blobs import Blobs
+from scheduler.catalog import aliases, registry, retiring
 from scheduler.db import Database, now
 from scheduler.models import (
     Artifact,

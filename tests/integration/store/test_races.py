@@ -20,11 +20,12 @@ from espalier.errors import InvalidInput, NotFound, StorageFull
 from espalier.messages import FileEntry
 from espalier.settings import Settings
 from espalier.states import ArtifactKind
-from scheduler import gc, publishing
-from scheduler.blobs import Blobs
+from scheduler.bytes import gc
+from scheduler.bytes.blobs import Blobs
+from scheduler.catalog import publishing
+from scheduler.catalog.publishing import Publication
 from scheduler.db import Database, now
 from scheduler.models import Blob, Checkpoint, Job, Upload, Version, VersionFile
-from scheduler.publishing import Publication
 from scheduler.store.base import blob_key
 from scheduler.store.directory import Directory
 from scheduler.upkeep import fsck

@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from espalier.refs import parse_artifact
 from espalier.settings import Settings
-from scheduler import branches, commits, gates, heads, registry, repositories, retiring
 from scheduler.access import Actor
+from scheduler.catalog import branches, commits, gates, heads, registry, repositories, retiring
 from scheduler.db import Database, migrate
 from scheduler.models import Artifact, Gate, Version
 from scheduler.queries import history, hub

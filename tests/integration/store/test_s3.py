@@ -16,8 +16,8 @@ import pytest
 from pydantic import SecretStr
 
 from espalier.errors import InvalidInput, NotFound, Unavailable
-from scheduler import gc
-from scheduler.blobs import Blobs
+from scheduler.bytes import gc
+from scheduler.bytes.blobs import Blobs
 from scheduler.db import Database
 from scheduler.store import open_driver, s3
 from scheduler.store.base import Part

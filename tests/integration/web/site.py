@@ -18,8 +18,8 @@ from espalier.transfer import Transfer
 from scheduler import access
 from scheduler.access import TokenKind
 from scheduler.db import Database
-from scheduler.dispatch import Dispatcher, Ticket
 from scheduler.models import User
+from scheduler.placing.dispatch import Dispatcher, Ticket
 from tests.integration.web.samples import ADAPTER, DATASET, MODEL, safetensors
 from web import create_app
 from web.services import Services

@@ -16,7 +16,8 @@ from werkzeug.serving import make_server
 from espalier.ids import new_id
 from espalier.messages import FileEntry
 from espalier.states import ArtifactKind
-from scheduler import access, aliases, registry, retiring
+from scheduler import access
+from scheduler.catalog import aliases, registry, retiring
 from scheduler.db import now
 from scheduler.models import Artifact, FormerName, Project, Version
 from tests.integration.web.site import MODEL, Browser, Site

@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import func, select
 
 from espalier.states import AttemptState
-from scheduler import estimates
 from scheduler.db import now
 from scheduler.models import Attempt, Job, ModelConfig, Worker
+from scheduler.placing import estimates
 from tests.integration.web.site import DATASET, MODEL, Site, safetensors
 
 GIB = 1 << 30

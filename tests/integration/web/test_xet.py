@@ -9,11 +9,11 @@ import lz4.frame
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
-from scheduler import gc
+from scheduler.bytes import gc
+from scheduler.bytes.xet import KEPT
+from scheduler.bytes.xetformat import read_xorb
 from scheduler.db import now
 from scheduler.models import Blob, Project, Token, Upload, XetXorb
-from scheduler.xet import KEPT
-from scheduler.xetformat import read_xorb
 from tests.integration.web.site import MODEL, Door, Site
 
 PIECES = [b"one" * 500, b"two" * 700, b"three" * 300]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from espalier.errors import InvalidInput
-from scheduler import datasets
-from scheduler.datasets import DatasetReport
+from scheduler.contents import datasets
+from scheduler.contents.datasets import DatasetReport
 
 TEXT = {"text": "Q: one? A: 1"}
 COMPLETION = {"prompt": "one?", "completion": "1"}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from espalier.states import Kind
-from scheduler.ladder import MEMORY, Rung, next_rung, size
+from scheduler.lifecycle.ladder import MEMORY, Rung, next_rung, size
 
 GIB = 1 << 30
 SPECS: dict[Kind, dict[str, Any]] = {

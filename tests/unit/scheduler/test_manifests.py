@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from espalier.errors import InvalidInput
 from espalier.messages import FileEntry
 from espalier.states import ArtifactKind
-from scheduler import manifests
+from scheduler.catalog import manifests
 
 json_values = st.recursive(
     st.none()

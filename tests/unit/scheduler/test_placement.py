@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.placement import (
+from scheduler.placing.placement import (
     STEP,
     Candidate,
     Capacity,

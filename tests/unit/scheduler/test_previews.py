@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from scheduler import previews
-from scheduler.previews import Odd, Read
+from scheduler.contents import previews
+from scheduler.contents.previews import Odd, Read
 from tests.browser.things import gguf, safetensors, weights
 
 GIANT = 1 << 40

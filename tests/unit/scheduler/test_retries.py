@@ -2,7 +2,7 @@
 
 import pytest
 
-from scheduler.retries import CHARGED_LIMIT, FAULT_LIMIT, JITTER, delay
+from scheduler.lifecycle.retries import CHARGED_LIMIT, FAULT_LIMIT, JITTER, delay
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from espalier.errors import TooLarge
-from scheduler.xetformat import (
+from scheduler.bytes.xetformat import (
     MAX_CHUNK,
     Malformed,
     read_chunks,

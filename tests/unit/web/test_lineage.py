@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.lineage import Family, Maker, Relative
+from scheduler.catalog.lineage import Family, Maker, Relative
 from scheduler.models import Artifact, Project, Version
 from web.pages.tree import MOST, Picture, picture
 

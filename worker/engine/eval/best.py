@@ -14,7 +14,7 @@ from worker.engine.eval.sweep import Tested, best_of
 from worker.engine.models import read_json
 from worker.engine.report import Job, write_json
 
-#: The output's role; scheduler.crowning publishes it and moves the alias of the same name.
+#: The output's role; scheduler.catalog.crowning publishes it and moves the alias of the same name.
 ROLE = "best"
 _HANDED_OUT, _CONFIG = "adapters.safetensors", "adapter_config.json"
 

@@ -1,0 +1,1 @@
+"""The registry: artifacts and their versions, the names that move, the rules people give."""

@@ -1,0 +1,1 @@
+"""What is inside of artifacts: read, judged, told and compared."""

@@ -1,0 +1,1 @@
+"""Which job goes to which worker: who there is, what they hold, what a job needs."""
