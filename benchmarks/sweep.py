@@ -13,7 +13,6 @@ writes it to ``benchmarks/results/sweep.json``.
 """
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -23,9 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import engines
 from benchmarks.common import keep, median, ratios
-from espalier.messages import EVENT, EngineTask, MetricsEvent
-from espalier.specs import EvalSpec
+from espalier.messages import MetricsEvent
 from espalier.states import Kind
 from espalier.textsql import write_dataset
 
@@ -78,32 +77,8 @@ def run_mlx_lm(model: Path, data: Path, checkpoints: dict[int, Path]) -> dict[in
 def run_espalier(folder: Path, model: Path, data: Path, adapter: Path) -> dict[int, float]:
     """Sweep in one child, as a worker does; return loss by step."""
     spec = {"sweep": True, "compare_base": False, "test_batches": -1, "batch_size": 4}
-    refs = {"model": "team/model", "data": "team/data", "adapter": "team/adapter"}
-    task = EngineTask(
-        attempt_id="benchmark",
-        kind=Kind.EVAL,
-        spec=EvalSpec.model_validate(spec | refs),
-        inputs={"model": str(model), "data": str(data), "adapter": str(adapter)},
-        output_dir=str(folder / "output"),
-        scratch_dir=str(folder / "scratch"),
-    )
-    reader, writer = os.pipe()
-    with subprocess.Popen(
-        [sys.executable, "-m", "worker.engine"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(writer,),
-        env=os.environ | {"ESPALIER_EVENTS_FD": str(writer)},
-    ) as process:
-        os.close(writer)
-        assert process.stdin
-        process.stdin.write(task.model_dump_json().encode() + b"\n")
-        process.stdin.flush()
-        with os.fdopen(reader, encoding="utf-8") as lines:
-            events = [EVENT.validate_json(line) for line in lines]
-    if process.returncode:
-        raise RuntimeError(f"the engine ended with {process.returncode}: {events[-1]}")
+    inputs = {"model": model, "data": data, "adapter": adapter}
+    events = engines.run(folder, Kind.EVAL, spec, inputs)
     metrics = [event for event in events if isinstance(event, MetricsEvent)]
     return {event.step: event.values["test_loss"] for event in metrics}
 

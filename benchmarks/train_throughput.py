@@ -10,7 +10,6 @@ report down. The pairs' ratios count by their median. Prints one JSON document a
 """
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -20,9 +19,9 @@ from typing import Any
 
 import yaml
 
+from benchmarks import engines
 from benchmarks.common import keep, median, ratios
-from espalier.messages import EVENT, EngineTask, MetricsEvent
-from espalier.specs import TrainSpec
+from espalier.messages import MetricsEvent
 from espalier.states import Kind
 from espalier.textsql import write_dataset
 
@@ -68,33 +67,8 @@ def run_mlx_lm(directory: Path, model: Path, data: Path, spec: dict[str, Any]) -
 
 def run_espalier(directory: Path, model: Path, data: Path, spec: dict[str, Any]) -> list[float]:
     """Return the engine's tokens/s, one value a report; it runs as a worker's child does."""
-    task = EngineTask(
-        attempt_id="benchmark",
-        kind=Kind.TRAIN,
-        spec=TrainSpec.model_validate(
-            spec | {"model": "team/model", "data": "team/data", "order": "mlx-lm"}
-        ),
-        inputs={"model": str(model), "data": str(data)},
-        output_dir=str(directory / "output"),
-        scratch_dir=str(directory / "scratch"),
-    )
-    reader, writer = os.pipe()
-    with subprocess.Popen(
-        [sys.executable, "-m", "worker.engine"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(writer,),
-        env=os.environ | {"ESPALIER_EVENTS_FD": str(writer)},
-    ) as process:
-        os.close(writer)
-        assert process.stdin
-        process.stdin.write(task.model_dump_json().encode() + b"\n")
-        process.stdin.flush()
-        with os.fdopen(reader, encoding="utf-8") as lines:
-            events = [EVENT.validate_json(line) for line in lines]
-    if process.returncode:
-        raise RuntimeError(f"the engine ended with {process.returncode}: {events[-1]}")
+    spec = {**spec, "order": "mlx-lm"}
+    events = engines.run(directory, Kind.TRAIN, spec, {"model": model, "data": data})
     metrics = [event.values for event in events if isinstance(event, MetricsEvent)]
     return [values["tokens_per_second"] for values in metrics if "tokens_per_second" in values]
 
