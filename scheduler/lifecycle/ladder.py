@@ -69,7 +69,8 @@ def _smaller(kind: Kind, spec: Mapping[str, Any], overrides: Mapping[str, Any]) 
         rows = min(getattr(asked, MICRO_BATCH, None) or batch, batch)
         if rows > 1:
             return _fewer_rows(batch, rows, rows // 2)
-    if getattr(asked, GRAD_CHECKPOINT, True) is False:
+    has_gradients = kind is Kind.TRAIN or getattr(asked, "method", None) == "dwq"
+    if has_gradients and getattr(asked, GRAD_CHECKPOINT, True) is False:
         message = (
             "activations are computed again in the backward pass instead of kept"
             " (grad_checkpoint); the result is the same, a step takes longer"

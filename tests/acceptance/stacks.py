@@ -81,6 +81,20 @@ class Up:
         """Everything that this stack has started, its children's children too."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def engines(self) -> list[psutil.Process]:
+        """The children that work at an attempt; an idle one waits elsewhere."""
+        return [process for process in self.processes() if attempt_of(process)]
+
+
+def attempt_of(process: psutil.Process) -> str | None:
+    """The attempt that an engine's process works at, None for every other process."""
+    with contextlib.suppress(psutil.Error):
+        if "worker.engine" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            places = Path(process.cwd()).parts
+            if "attempts" in places:
+                return places[places.index("attempts") + 1]
+    return None
+
 
 def free_port() -> int:
     """A port of our own: stacks of tests that run side by side must not race for 8000."""

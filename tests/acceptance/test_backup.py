@@ -21,7 +21,7 @@ def _espalier(*arguments: str, code: int = 0) -> str:
 
 def _train(stack: Up, name: str, iters: int) -> str:
     flags = (
-        f"--model team/tiny --data team/textsql --name team/{name} --iters {iters} --save-every 5"
+        f"--model team/tiny --data team/textsql --name team/{name} --iters {iters} --save-every 50"
         " --num-layers -1 --batch-size 2 --learning-rate 1e-4 --max-seq-length 128"
         " --steps-per-report 5 --steps-per-eval 1000 --val-batches 1"
     )
@@ -67,7 +67,7 @@ def test_a_backup_of_a_running_stack_is_that_stack_in_another_directory(
         stack.run("wait", done)
         running = _train(stack, "running", 100_000)
         waiting = _train(stack, "waiting", 10)
-        stack.wait_for(running, lambda j: (j["metrics"].get("step") or 0) >= 10)
+        stack.wait_for(running, lambda j: (j["metrics"].get("step") or 0) >= 60)
         told = json.loads(_espalier("backup", str(saved), "--data-dir", str(home), "--json"))
         assert told["blobs"] > 0
         assert told["lost"] == []

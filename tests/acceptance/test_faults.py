@@ -43,7 +43,7 @@ def test_a_killed_workers_job_succeeds_on_the_other(
 ) -> None:
     with up(tmp_path / "data", workers=2, settings=SHORT) as stack:
         _push(stack, tiny_model, dataset)
-        long, short = _train(stack, "long", 500), _train(stack, "short", 40)
+        long, short = _train(stack, "long", 300), _train(stack, "short", 40)
         # The short one may have ended before anybody looks.
         first, second = (
             stack.wait_for(job_id, lambda j: j["started_at"])["worker"] for job_id in (long, short)
@@ -75,7 +75,7 @@ def test_cancel_ends_the_child_and_keeps_a_checkpoint(
         stack.run("wait", job_id, code=3)
         types = [e["type"] for e in stack.json("events", job_id)["events"]]
         assert "checkpoint" in types
-        assert not [p for p in stack.processes() if "worker.engine" in " ".join(p.cmdline())]
+        assert not stack.engines()
 
 
 def test_a_stop_leaves_nothing_and_a_start_finds_everything(

@@ -11,7 +11,7 @@ from tests.faults import evidence
 from tests.faults.night import SHORT, Night, all_ended
 from tests.faults.storm import EMBEDDED_FAULTS, Storm
 
-KILLS, PIPELINES, ITERS, WORKERS = 6, 2, 200, 2
+KILLS, PIPELINES, ITERS, WORKERS = 6, 2, 120, 2
 
 
 def test_six_kills_lose_nothing_and_do_nothing_twice(

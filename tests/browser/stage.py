@@ -322,7 +322,7 @@ def _reported(step: int, values: dict[str, float]) -> str:
 def _tokenizer(text: str) -> bytes:
     """Train a small tokenizer, as a real model brings one."""
     tokenizer = Tokenizer(BPE(unk_token=None))
-    tokenizer.pre_tokenizer = ByteLevel()
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     trainer = BpeTrainer(vocab_size=600, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(text.splitlines(), trainer)
     written: str = tokenizer.to_str()

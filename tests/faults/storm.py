@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from espalier.processes import is_alive
 from scheduler.db import Database
-from tests.acceptance.stacks import Up
+from tests.acceptance.stacks import Up, attempt_of
 from tests.faults.stacks import Broker, Team
 
 T = TypeVar("T")
@@ -326,9 +326,8 @@ def _child(worker: int) -> tuple[int, str] | None:
     """Return the engine process of a worker that has one, and the attempt that it works at."""
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(worker).children():
-            if "worker.engine" in process.cmdline():
-                places = Path(process.cwd()).parts
-                return process.pid, places[places.index("attempts") + 1]
+            if attempt := attempt_of(process):
+                return process.pid, attempt
     return None
 
 

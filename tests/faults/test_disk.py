@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from tests.acceptance.stacks import ESPALIER, PATIENCE, Up, up
@@ -113,15 +112,6 @@ def _fsck(stack: Up) -> Any:
     return json.loads(done.stdout)
 
 
-def _engines(stack: Up) -> list[psutil.Process]:
-    found = []
-    for process in stack.processes():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "worker.engine" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
 def _steps(stack: Up, job_id: str) -> list[int]:
     points = httpx.get(
         f"{stack.url}/api/v1/jobs/{job_id}/metrics",
@@ -153,7 +143,7 @@ def test_a_full_control_plane_says_so_keeps_nothing_half_and_goes_on(
             _check_refusal(_Upload(stack, b"another" * MIB).begun)
             staging = home / "store" / "staging"
             assert sum(path.stat().st_size for path in staging.iterdir()) == 0
-            _until(lambda: not _engines(stack), "the training to end")
+            _until(lambda: not stack.engines(), "the training to end")
             with closing(sqlite3.connect(home / "espalier.db")) as connection:
                 assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
                 state = "SELECT state FROM jobs WHERE id = ?"

@@ -42,7 +42,7 @@ def _train(stack: Up, model: Path, data: Path, name: str, **flags: object) -> st
 
 
 def _engine(stack: Up) -> psutil.Process:
-    (found,) = [p for p in stack.processes() if "worker.engine" in p.cmdline()]
+    (found,) = stack.engines()
     return found
 
 

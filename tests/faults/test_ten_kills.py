@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.acceptance.stacks import PATIENCE, Up, up
+from tests.acceptance.stacks import PATIENCE, Up, attempt_of, up
 
 KILLS = 10
 STEPS = 1500
@@ -54,14 +54,7 @@ class Watch:
 
     def _engine(self, attempt_id: str) -> psutil.Process | None:
         """Return the child that works at an attempt: a warm one waits elsewhere."""
-        for process in self.stack.processes():
-            try:
-                works = "worker.engine" in process.cmdline() and attempt_id in process.cwd()
-            except psutil.Error:
-                continue
-            if works:
-                return process
-        return None
+        return next((p for p in self.stack.engines() if attempt_of(p) == attempt_id), None)
 
 
 def published(job: Any) -> dict[str, str]:

@@ -160,7 +160,7 @@ def test_on_oom_fail_turns_it_off(stack: Stack) -> None:
     run_out(stack, stack.claimed())
     job = stack.job(job_id)
     assert (job.state, job.reason) == ("failed", "out_of_memory")
-    assert (job.overrides, job.rungs, job.min_memory_bytes) == ({}, [], None)
+    assert (job.overrides, job.rungs, job.min_memory_bytes) == ({}, [], 0)
     assert job.error
     assert job.error["hint"].startswith(
         "on_oom is fail: nothing was changed. With on_oom adapt, 2 rows are computed at once"

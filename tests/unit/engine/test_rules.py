@@ -78,7 +78,7 @@ def test_a_known_pre_tokenizer_has_llama_cpps_name(
     [None, split_by(r"\w+"), _BYTES, _BYTES | {"use_regex": True, "add_prefix_space": True}],
 )
 def test_an_unknown_pre_tokenizer_is_refused(pre_tokenizer: dict[str, Any] | None) -> None:
-    with pytest.raises(BadInput, match="not one that GGUF has a known name for"):
+    with pytest.raises(InvalidInput, match="not one that GGUF has a known name for"):
         find_pre({"pre_tokenizer": pre_tokenizer})
 
 
