@@ -80,8 +80,8 @@ class Flight:
 
     @property
     def coming(self) -> int:
-        """Bytes that are not here yet."""
-        return self.size - self._have
+        """Bytes that are not on the disk yet; there are those that an earlier try has left."""
+        return max(0, self.size - os.fstat(self._descriptor).st_size)
 
     def begin(self) -> None:
         """Wait for the first bytes. Raises what kept them from coming."""
