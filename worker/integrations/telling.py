@@ -93,9 +93,7 @@ class Telling:
             self._say(line.strip())
         status = self._process.wait()
         if status:
-            self._notice(
-                f"Services of report_to get no more metrics: their process ended ({status})."
-            )
+            self._say(f"Services of report_to get no more metrics: their process ended ({status}).")
 
 
 @contextmanager

@@ -11,20 +11,10 @@ from espalier.states import ArtifactKind
 from scheduler.db import now
 from scheduler.models import Event, Job, ModelConfig, Worker
 from scheduler.placing import estimates, needs
+from tests.integration.configs import LLAMA_1B as CONFIG
 from tests.integration.scheduler.stack import TRAIN, Stack
 
 GIB = 1 << 30
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 16,
-    "vocab_size": 128_256,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-}
 #: Needs some 100 GiB as the predictor has it: rows of 2048 tokens over a large vocabulary.
 WIDE = {**TRAIN, "model": "team/llama", "batch_size": 8}
 

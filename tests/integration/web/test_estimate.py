@@ -10,20 +10,10 @@ from espalier.states import AttemptState
 from scheduler.db import now
 from scheduler.models import Attempt, Job, ModelConfig, Worker
 from scheduler.placing import estimates
+from tests.integration.configs import LLAMA_1B as CONFIG
 from tests.integration.web.site import DATASET, MODEL, Site, safetensors
 
 GIB = 1 << 30
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 16,
-    "vocab_size": 128_256,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-}
 SPEC = {"kind": "train", "model": "team/base", "data": "team/sql", "batch_size": 8}
 
 
